@@ -1,0 +1,1 @@
+"""Model cards, one Markdown file for each model."""

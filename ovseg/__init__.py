@@ -1,0 +1,89 @@
+"""Open-vocabulary segmentation: an image and words in, a label for every pixel out.
+
+    import ovseg
+    result = ovseg.segment("beach.jpg", ["sky", "grass", "sand"])
+    result.coverage()
+    result.overlay().save("overlay.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ovseg.errors import (
+        BackendError as BackendError,
+    )
+    from ovseg.errors import (
+        DatasetError as DatasetError,
+    )
+    from ovseg.errors import (
+        InvalidArgumentError as InvalidArgumentError,
+    )
+    from ovseg.errors import (
+        InvalidImageError as InvalidImageError,
+    )
+    from ovseg.errors import (
+        InvalidLabelsError as InvalidLabelsError,
+    )
+    from ovseg.errors import (
+        MissingDependencyError as MissingDependencyError,
+    )
+    from ovseg.errors import (
+        OutputError as OutputError,
+    )
+    from ovseg.errors import (
+        OvsegError as OvsegError,
+    )
+    from ovseg.errors import (
+        UnknownModelError as UnknownModelError,
+    )
+    from ovseg.errors import (
+        UnsupportedOperationError as UnsupportedOperationError,
+    )
+    from ovseg.errors import (
+        WeightsError as WeightsError,
+    )
+    from ovseg.features import ImageFeatures as ImageFeatures
+    from ovseg.image import load_image as load_image
+    from ovseg.registry import ModelCard as ModelCard
+    from ovseg.result import Classification as Classification
+    from ovseg.result import Segmentation as Segmentation
+    from ovseg.segmenter import Segmenter as Segmenter
+    from ovseg.segmenter import classify as classify
+    from ovseg.segmenter import list_models as list_models
+    from ovseg.segmenter import load as load
+    from ovseg.segmenter import segment as segment
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ovseg.errors": (
+        "BackendError DatasetError InvalidArgumentError InvalidImageError InvalidLabelsError MissingDependencyError "
+        "OutputError OvsegError UnknownModelError UnsupportedOperationError WeightsError"
+    ),
+    "ovseg.features": "ImageFeatures",
+    "ovseg.image": "load_image",
+    "ovseg.registry": "ModelCard",
+    "ovseg.result": "Classification Segmentation",
+    "ovseg.segmenter": "Segmenter classify list_models load segment",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `import ovseg` itself costs nothing."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ovseg' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""How well a segmenter does: metrics, labelled datasets and the loop over one. No torch."""

@@ -1,0 +1,257 @@
+"""Run a segmenter over a labelled dataset and score it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovseg.errors import InvalidArgumentError
+from ovseg.evaluation.datasets import Dataset
+from ovseg.evaluation.metrics import ConfusionMatrix
+from ovseg.output.files import write_atomically
+from ovseg.vocabulary import Templates, TemplateSet, parse_templates
+
+if TYPE_CHECKING:
+    from ovseg.result import Segmentation
+
+
+class SupportsSegment(Protocol):
+    """What is used of a segmenter."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        labels: tuple[tuple[str, ...], ...],
+        *,
+        templates: Templates = None,
+        window: Any = None,
+        size: Any = None,
+    ) -> Segmentation:
+        """Give each pixel of an image (H, W, 3) uint8 RGB one of the labels.
+
+        It is called with the same labels for every image and should keep their text embeddings.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """How a model did on a dataset. Metrics are in percent, NaN where not defined.
+
+    Attributes:
+        model: Name of the model.
+        dataset: Name of the dataset, such as `camvid/test`.
+        folder: Where it is.
+        images: Number of images.
+        labels: For each class its name and the synonyms that were used.
+        mean_iou: Dataset-level mIoU over the classes in the truth or the prediction.
+        pixel_accuracy: Part of the pixels that are right.
+        mean_accuracy: Mean of `recall`.
+        frequency_weighted_iou: Mean of `iou`, weighted by `share`.
+        iou: Intersection over union of each class.
+        precision: Part of the pixels predicted as a class that are.
+        recall: Part of each class that was found, also called its accuracy.
+        share: Part of the truth that each class is.
+        seconds: Time spent in the segmenter [s], with the encoding of the labels; reading files and
+            scoring are not in it.
+        settings: The options that were given, as text or numbers; None is the model's own choice.
+    """
+
+    model: str
+    dataset: str
+    folder: str
+    images: int
+    labels: tuple[tuple[str, ...], ...]
+    mean_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    iou: dict[str, float]
+    precision: dict[str, float]
+    recall: dict[str, float]
+    share: dict[str, float]
+    seconds: float
+    settings: dict[str, Any]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second spent in the segmenter."""
+        return self.images / self.seconds if self.seconds else float("nan")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values as JSON has them, None for NaN."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["images_per_second"] = self.images_per_second
+        result: dict[str, Any] = _to_json(values)
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `as_dict` to a JSON file, which appears complete or not at all.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2, allow_nan=False)
+        with write_atomically(path) as file:
+            file.write(f"{text}\n".encode())
+
+    def format_table(self) -> str:
+        """Format the result as text to print: a line per class, the means below."""
+        head = ("label", "IoU", "precision", "recall", "share of pixels")
+        columns = (self.iou, self.precision, self.recall, self.share)
+        rows = [(name, *(_show(column[name]) for column in columns)) for name in self.iou]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in (head, *rows)
+        ]
+        options = [
+            f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}"
+            for key, value in self.settings.items()
+            if value is not None
+        ]
+        counted = sum(not math.isnan(value) for value in self.iou.values())
+        return "\n".join(
+            [
+                ", ".join([f"{self.model} on {self.dataset}, in percent", *options]),
+                "",
+                *lines,
+                "",
+                f"mIoU                    {_show(self.mean_iou):>6}  (over {counted} of "
+                f"{len(self.iou)} labels, all {self.images} images together)",
+                f"pixel accuracy          {_show(self.pixel_accuracy):>6}",
+                f"mean accuracy           {_show(self.mean_accuracy):>6}",
+                f"frequency-weighted IoU  {_show(self.frequency_weighted_iou):>6}",
+                f"{self.images} images in {self.seconds:.1f} s "
+                f"({self.images_per_second:.2f} images/s)",
+            ]
+        )
+
+
+def evaluate(
+    segmenter: SupportsSegment,
+    dataset: Dataset,
+    *,
+    templates: Templates = None,
+    window: Any = None,
+    size: Any = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Segment the images of a dataset with its labels and compare with the truth.
+
+    All label files are read before the first image is segmented, so that a fault in one does not
+    come to light after hours.
+
+    Args:
+        segmenter: A `Segmenter`, or anything with its `name` and `segment`.
+        dataset: The labelled images.
+        templates: Passed to `segment`, as are `window` and `size`; None is the model's own choice.
+        window: Whether to segment images whole or in windows.
+        size: Size at which images are segmented.
+        limit: Use so many images, evenly spread over the dataset and always the same; None, or more
+            than there are, uses all.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DatasetError: If an image or label file is at fault.
+        InvalidArgumentError: If `limit` is not a positive integer.
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+    samples = [dataset.samples[i] for i in _spread(len(dataset), limit)]
+    if not (templates is None or isinstance(templates, str | TemplateSet) or callable(templates)):
+        templates = parse_templates(templates)  # a generator could be read only once
+    for sample in tqdm(samples, "reading labels", unit="file", leave=False, disable=not progress):
+        sample.load_labels()
+
+    confusion = ConfusionMatrix(len(dataset.labels))
+    seconds = 0.0
+    for sample in tqdm(samples, dataset.name, unit="image", disable=not progress):
+        image, truth = sample.load()
+        start = time.perf_counter()
+        result = segmenter.segment(
+            image, dataset.labels, templates=templates, window=window, size=size
+        )
+        seconds += time.perf_counter() - start
+        confusion.update(
+            truth,
+            result.segmentation,
+            ignore_index=dataset.ignore_index,
+            undecided_index=result.ignore_index,
+        )
+
+    names = [words[0] for words in dataset.labels]
+    return EvaluationResult(
+        model=segmenter.name,
+        dataset=dataset.name,
+        folder=str(dataset.folder),
+        images=len(samples),
+        labels=dataset.labels,
+        mean_iou=confusion.mean_iou,
+        pixel_accuracy=confusion.pixel_accuracy,
+        mean_accuracy=confusion.mean_accuracy,
+        frequency_weighted_iou=confusion.frequency_weighted_iou,
+        iou=dict(zip(names, confusion.iou.tolist(), strict=True)),
+        precision=dict(zip(names, confusion.precision.tolist(), strict=True)),
+        recall=dict(zip(names, confusion.recall.tolist(), strict=True)),
+        share=dict(zip(names, confusion.share.tolist(), strict=True)),
+        seconds=seconds,
+        settings={
+            "templates": _describe(templates),
+            "window": _describe(window),
+            "size": _describe(size),
+            "limit": limit,
+        },
+    )
+
+
+def _spread(count: int, limit: int | None) -> Sequence[int]:
+    """Choose evenly spaced indices below `count`, each the middle of an equal part."""
+    if limit is None:
+        return range(count)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidArgumentError(f"limit must be a positive integer or None; got {limit!r}.")
+    limit = min(limit, count)
+    return [(2 * i + 1) * count // (2 * limit) for i in range(limit)]
+
+
+def _describe(option: Any) -> Any:
+    """Put an option into words that JSON can hold."""
+    if option is None or isinstance(option, str | int | float):
+        return option
+    if isinstance(option, TemplateSet):
+        return option.name
+    if isinstance(option, tuple | list):
+        return [_describe(item) for item in option]
+    return getattr(option, "__name__", str(option))
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _show(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,37 @@
+"""Features of an image: what the image tower gives, ready to be asked with any words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFeatures:
+    """The dense features of one image; a value that never changes.
+
+    Attributes:
+        embedding: (D, h, w) float32, L2-normalised over D; read-only.
+        image_size: (H, W) of the image [px].
+        extent: How many cells (down, across) of the grid the image covers: (h, w), or less where the input was padded.
+        model: Name of the model they come from.
+        image: (H, W, 3) uint8 RGB, kept for overlays; or None.
+    """
+
+    embedding: NDArray[np.float32]
+    image_size: tuple[int, int]
+    extent: tuple[float, float]
+    model: str
+    image: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        """Make the arrays read-only."""
+        for array in (self.embedding, self.image):
+            if array is not None:
+                array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        """Say the sizes, not the numbers."""
+        return f"ImageFeatures(embedding={self.embedding.shape}, image_size={self.image_size}, model={self.model!r})"

@@ -1,0 +1,72 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ovseg.errors import OutputError
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only when it is complete.
+
+    The bytes go to a temporary file in the same folder, which then takes the place of `path`. When
+    anything fails, the temporary file is removed and an existing file stays as it was. The file
+    gets the permissions of any new file; a symbolic link is followed.
+
+    Args:
+        path: The file to write; its folder must exist.
+
+    Yields:
+        The open file, binary and seekable.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        _check_target(target, path)
+        temporary = target.with_name(f".ovseg-{secrets.token_hex(8)}.tmp")
+        # Not tempfile: its files are private to the user, whatever the umask says.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o666)
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:  # a name may be too long, or hold a null character
+        raise _explain(path, error) from error
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            raise _explain(path, error) from error
+        raise
+
+
+def _explain(path: str | os.PathLike[str], error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"Cannot write {os.fspath(path)!r}: {reason}.")
+
+
+def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
+    name = os.fspath(path)
+    if target.is_dir():
+        raise OutputError(f"Cannot write {name!r}: it is a folder; give the name of a file in it.")
+    if target.exists() and not target.is_file():
+        # Replacing a device or a pipe would destroy it.
+        raise OutputError(f"Cannot write {name!r}: it exists and is not a regular file.")
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"Cannot write {name!r}: the folder {str(target.parent)!r} does not exist; "
+            "create it first."
+        )

@@ -1,0 +1,84 @@
+"""From an RGB image to the pixel values a model was trained on. The settings come with the weights, in the model card."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ovseg.errors import InvalidArgumentError
+
+MAX_UPSCALE = 4.0
+"""A small image is enlarged by at most this factor: more pixels than that carry no information."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model sees images.
+
+    Attributes:
+        mean: RGB mean, subtracted after scaling to [0, 1].
+        std: RGB standard deviation, divided by.
+        short_side: Short side the model's own policy aims at [px].
+        max_area: Largest area of the resized image under the model's own policy [px].
+        multiple: Height and width of the network's input are multiples of this [px].
+    """
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    short_side: int = 448
+    max_area: int = 448 * 896
+    multiple: int = 32
+
+    def input_size(self, image_size: tuple[int, int], size: int | str | None = None) -> tuple[int, int]:
+        """Choose the (height, width) an image is resized to.
+
+        Args:
+            image_size: (H, W) of the image [px].
+            size: None for the model's own policy, an int for the short side [px], "native" for the pixels as they are.
+
+        Returns:
+            (height, width) [px]. Multiples of `multiple`, except for "native", which is padded instead of resized.
+        """
+        height, width = image_size
+        if isinstance(size, str):
+            if size != "native":
+                raise InvalidArgumentError(f"size must be None, a number of pixels or 'native'; got {size!r}.")
+            return height, width
+        if size is None:
+            scale = min(self.short_side / min(height, width), math.sqrt(self.max_area / (height * width)), MAX_UPSCALE)
+        else:
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+                raise InvalidArgumentError(f"size must be None, a number of pixels or 'native'; got {size!r}.")
+            if not self.multiple <= size <= 8192:
+                raise InvalidArgumentError(f"size must be between {self.multiple} and 8192 pixels; got {size}.")
+            scale = size / min(height, width)
+        # A strip of a few pixels by thousands must not become thousands by hundreds of thousands.
+        longest = max(self.max_area / self.multiple if size is None else 8192.0 * 4, self.multiple)
+        scale = min(scale, longest / max(height, width))
+        fitted = [max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in image_size]
+        return fitted[0], fitted[1]
+
+    def pixel_values(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Resize, scale and pad an image for the network.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            size: (height, width) to resize to; padded at the bottom and the right to multiples of `multiple`.
+
+        Returns:
+            (1, 3, height', width') float32, normalised. Padding repeats the last row and column.
+        """
+        if image.shape[:2] != size:
+            resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0)
+            image = np.asarray(resized)
+        values = image.astype(np.float32)
+        values -= 255 * np.asarray(self.mean, np.float32)
+        values /= 255 * np.asarray(self.std, np.float32)
+        pad = [(0, -side % self.multiple) for side in size]
+        if any(after for _, after in pad):
+            values = np.pad(values, (*pad, (0, 0)), mode="edge")
+        return np.ascontiguousarray(values.transpose(2, 0, 1)[None])

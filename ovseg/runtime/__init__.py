@@ -1,0 +1,1 @@
+"""Runtimes: run a model's two towers on a device."""

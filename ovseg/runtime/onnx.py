@@ -1,0 +1,126 @@
+"""Run a model with onnxruntime: no torch needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
+
+logger = logging.getLogger(__name__)
+
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def check_installation() -> None:
+    """Refuse a machine that has both builds of onnxruntime: they overwrite each other's files."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in _DISTRIBUTIONS:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    if len(found) > 1:
+        raise MissingDependencyError(
+            "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's files and the GPU may be "
+            "lost. Keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        )
+    if not found:
+        raise MissingDependencyError("onnxruntime is missing: pip install onnxruntime (or onnxruntime-gpu).")
+
+
+def has_nvidia_gpu() -> bool:
+    """Ask the driver, without loading CUDA's libraries, whether there is a GPU."""
+    import ctypes
+    import sys
+
+    if sys.platform == "darwin":
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+class OnnxRuntime:
+    """Two ONNX graphs in onnxruntime.
+
+    Args:
+        image: The image tower: `pixel_values` -> `features`.
+        text: The text tower: `input_ids`, `attention_mask` -> `text_embeddings`. Loaded at the first text.
+        device: "cpu", "cuda", or None for the GPU where there is one that works.
+        threads: Threads of an operator; None for all cores.
+    """
+
+    def __init__(self, image: Path, text: Path, device: str | None = None, threads: int | None = None) -> None:
+        check_installation()
+        if device not in (None, "cpu", "cuda"):
+            raise InvalidArgumentError(f"device must be 'cpu', 'cuda' or None with the onnx backend; got {device!r}.")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise InvalidArgumentError(f"threads must be a positive number or None; got {threads!r}.")
+        self._paths = {"image": image, "text": text}
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+        self._providers = self._choose(device)
+        self.name = "onnx:cuda" if self._providers[0] == "CUDAExecutionProvider" else "onnx:cpu"
+
+    @staticmethod
+    def _choose(device: str | None) -> list[str]:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        if device != "cpu" and "CUDAExecutionProvider" in available and has_nvidia_gpu():
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        if device == "cuda":
+            build = "this build of onnxruntime has no CUDA" if "CUDAExecutionProvider" not in available else "no GPU answers"
+            raise BackendError(f"device='cuda' was asked for, but {build}. Use device='cpu', or install onnxruntime-gpu.")
+        return ["CPUExecutionProvider"]
+
+    def _session(self, part: str) -> Any:
+        if part not in self._sessions:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            if self._threads is not None:
+                options.intra_op_num_threads = self._threads
+            if self.name == "onnx:cuda" and hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()
+            try:
+                session = onnxruntime.InferenceSession(str(self._paths[part]), options, providers=self._providers)
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                raise WeightsError(f"onnxruntime cannot load {self._paths[part]}: {error}") from error
+            if session.get_providers()[0] != self._providers[0]:
+                raise BackendError(
+                    "onnxruntime fell back to the CPU although the GPU was chosen: CUDA 13 or cuDNN 9 cannot be loaded. "
+                    "Install them (pip install 'onnxruntime-gpu[cuda,cudnn]') or use device='cpu'."
+                )
+            logger.info("%s tower runs on %s", part, session.get_providers()[0])
+            self._sessions[part] = session
+        return self._sessions[part]
+
+    def _run(self, part: str, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        session = self._session(part)
+        try:
+            output: NDArray[np.float32] = session.run(None, feeds)[0]
+        except Exception as error:  # as above
+            raise BackendError(f"onnxruntime failed in the {part} tower: {error}") from error
+        return output
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features."""
+        return self._run("image", {"pixel_values": pixel_values})
+
+    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Map (B, T) int64 token ids and mask to (B, D) float32 embeddings."""
+        return self._run("text", {"input_ids": input_ids, "attention_mask": attention_mask})

@@ -1,5 +1,6 @@
 """Open-vocabulary segmentation: an image and words in, a label for every pixel out.
 
+Example:
     import ovseg
     result = ovseg.segment("beach.jpg", ["sky", "grass", "sand"])
     result.coverage()

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovseg.errors import InvalidArgumentError, InvalidImageError, InvalidLabelsError, OvsegError
+from ovseg.errors import InvalidArgumentError, InvalidImageError, InvalidLabelsError, OutputError, OvsegError, UnknownModelError
 
 if TYPE_CHECKING:
     from ovseg.result import Segmentation
     from ovseg.segmenter import Segmenter
 
 FORMATS = ("overlay", "png", "json", "geojson", "npz")
+_SUFFIX_OF = {"overlay": ".overlay.png", "png": ".png", "json": ".json", "geojson": ".geojson", "npz": ".npz"}
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_IMAGE_SUFFIXES = {*_PICTURES, ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga"}
 _BAR = 28  # characters of the longest bar in a table
+_NAMED = 12  # labels that are named as not found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 a failure that was reported, 2 wrong usage."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?" in its place
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone; Python must not complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else 2
@@ -34,26 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in _COMMANDS:
-        print(f"ovseg: unknown command {name!r}. Commands: {', '.join(_COMMANDS)}. A picture: ovseg segment IMAGE LABEL...", file=sys.stderr)
+        commands = ", ".join(_COMMANDS)
+        print(f"ovseg: unknown command {name!r}. Commands: {commands}. A picture: ovseg segment IMAGE LABEL...", file=sys.stderr)
         return 2
     declare, run, summary = _COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"ovseg {name}", description=summary)
     declare(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show where errors come from")
     options = parser.parse_intermixed_args(rest)  # options may stand between images and labels
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
         return run(options)
     except OvsegError as error:
         if options.verbose:
             raise
         print(f"ovseg: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        return 2 if isinstance(error, (InvalidArgumentError, InvalidLabelsError, UnknownModelError)) else 1
 
 
 def _overview() -> str:
@@ -86,20 +104,36 @@ def _split_words(options: argparse.Namespace) -> tuple[list[str], Any]:
     """Part the positional arguments into images and labels: images come first, and exist."""
     words: list[str] = options.words
     count = 0
-    while count < len(words) and (words[count].startswith(("http://", "https://")) or os.path.lexists(words[count])):
+    while count < len(words) and _is_image(words[count]):
         count += 1
     images, labels = words[:count], words[count:]
-    if not images:
-        if not words:
-            raise InvalidArgumentError("No image was given. For example: ovseg segment beach.jpg sky grass sand")
-        raise InvalidImageError(f"No such file: {words[0]!r}. Images come first, then labels.")
+    if not words:
+        raise InvalidArgumentError("No image was given. For example: ovseg segment beach.jpg sky grass sand")
+    strays = [label for label in labels if Path(label).suffix.lower() in _IMAGE_SUFFIXES] if images else words[:1]
+    for word in strays:
+        if os.path.isdir(word):
+            raise InvalidImageError(f"{word!r} is a folder. Name the images in it: {os.path.join(word, '*.jpg')}")
+        if _is_image(word):
+            raise InvalidArgumentError(f"{word!r} is an image and stands after the label {labels[0]!r}. Images come first, then labels.")
+        raise InvalidImageError(f"No such file: {word!r}. Images come first, then labels.")
     if options.labels is not None:
         if labels:
             raise InvalidArgumentError(f"Labels come from {options.labels} and from the command line ({labels[0]!r}). Give one.")
         return images, options.labels
     if not labels:
         raise InvalidLabelsError("No labels were given. Name what to look for: ovseg segment beach.jpg sky grass sand")
-    return images, [tuple(w.strip() for w in label.split(";")) if ";" in label else label for label in labels]
+    return images, _split_synonyms(labels)
+
+
+def _is_image(word: str) -> bool:
+    """Tell an image from a label. A folder is none: folders are often named like what their images show."""
+    from ovseg.fetch import is_url
+
+    return is_url(word) or (os.path.lexists(word) and not os.path.isdir(word))
+
+
+def _split_synonyms(words: Sequence[str]) -> list[str | tuple[str, ...]]:
+    return [tuple(part.strip() for part in word.split(";") if part.strip()) if ";" in word else word for word in words]
 
 
 def _size(text: str) -> int | str:
@@ -129,87 +163,142 @@ def _segment_options(parser: argparse.ArgumentParser) -> None:
 
 def _segment(options: argparse.Namespace) -> int:
     images, labels = _split_words(options)
-    if len(images) > 1 and options.overlay:
-        raise InvalidArgumentError("--overlay names one file, but there are several images. Use -o FOLDER.")
+    jobs = _plan(images, options)
+    background = _split_synonyms(options.background) if options.background else None
     segmenter = _load(options)
     failed = 0
-    for image in images:
+    for image, files in zip(images, jobs, strict=True):
         try:
             result = segmenter.segment(
                 image,
                 labels,
                 templates=options.templates,
-                background=options.background,
+                background=background,
                 threshold=options.threshold,
                 size=options.size,
                 window=options.window,
             )
-            written = _write(result, image, options, alone=len(images) == 1)
         except InvalidImageError as error:
             failed += 1
             print(f"ovseg: {error}", file=sys.stderr)
             continue
         if not options.quiet:
             print(_coverage_table(image, result))
-        for path in written:
+        for kind, path in files:
+            _write(result, image, kind, path)
             print(f"wrote {path}")
+    if failed < len(images) and len(result.labels) == 1 and not background:
+        print("ovseg: one label alone gets every pixel. Name its rivals too, or a --background.", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _write(result: Segmentation, image: str, options: argparse.Namespace, *, alone: bool) -> list[Path]:
-    """Write what the options ask for; nothing asked for means an overlay in the current folder."""
+def _plan(images: Sequence[str], options: argparse.Namespace) -> list[list[tuple[str, Path]]]:
+    """Decide for each image what to write where, and make the folder; nothing asked for means an overlay in the current one."""
+    alone, output, overlay = len(images) == 1, options.output, options.overlay
+    is_file = output is not None and bool(output.suffix) and not output.is_dir()
+    if overlay is not None and not alone:
+        raise InvalidArgumentError("--overlay names one file, but there are several images. Use -o FOLDER.")
+    if overlay is not None and overlay.suffix.lower() not in _PICTURES:
+        raise InvalidArgumentError(f"An overlay is a picture: {', '.join(_PICTURES)}; got {overlay.name!r}.")
+    if is_file and output.suffix.lower() in _PICTURES.keys() - {".png"}:
+        raise InvalidArgumentError(f"{output} cannot hold a label map: that is .png, .json, .geojson or .npz. Or is it --overlay {output}?")
+    if is_file and options.format:
+        raise InvalidArgumentError(f"--format is for a folder; the suffix of {output} says the format already.")
+    if is_file and not alone:
+        raise InvalidArgumentError(f"-o {output} names one file, but there are several images. Give a folder.")
+    plans = []
+    for image in images:
+        plan = [] if overlay is None else [("overlay", overlay)]
+        if is_file:
+            plan.append(("map", output))
+        elif output is not None or options.format or overlay is None:
+            kinds = dict.fromkeys(options.format or ["overlay"])
+            plan += [(kind, (output or Path()) / f"{_stem(image)}{_SUFFIX_OF[kind]}") for kind in kinds]
+        plans.append(plan)
+    _check_targets(images, plans)
+    if output is not None and not is_file:
+        _make_folder(output)
+    return plans
+
+
+def _stem(image: str) -> str:
     from ovseg.image import image_name
 
-    name = image_name(image) or "image"
-    stem = Path(name).stem or "image"
-    jobs: list[tuple[str, Path]] = []
-    if options.overlay:
-        jobs.append(("overlay", options.overlay))
-    if options.output is not None and alone and options.output.suffix and not options.output.is_dir():
-        if options.format:
-            raise InvalidArgumentError(f"--format is for a folder; the suffix of {options.output} says the format already.")
-        jobs.append(("file", options.output))
-    elif options.output is not None or not options.overlay:
-        folder = options.output or Path()
+    return Path(image_name(image) or "image").stem
+
+
+def _check_targets(images: Sequence[str], plans: Sequence[Sequence[tuple[str, Path]]]) -> None:
+    """Refuse to write one file twice, or over an image."""
+    inputs = {os.path.realpath(image): image for image in images}
+    targets: dict[str, str] = {}
+    for image, plan in zip(images, plans, strict=True):
+        for _, path in plan:
+            real = os.path.realpath(path)
+            if real in inputs:
+                raise InvalidArgumentError(f"The result of {image} would overwrite the image {inputs[real]}. Choose another -o.")
+            if real in targets:
+                raise InvalidArgumentError(f"{path} would be written twice, for {targets[real]} and for {image}. Choose another -o.")
+            targets[real] = image
+
+
+def _write(result: Segmentation, image: str, kind: str, path: Path) -> None:
+    if kind == "overlay":
+        _write_picture(result, path)
+    else:
+        from ovseg.image import image_name
+
+        result.save(path, file_name=image_name(image) if path.suffix.lower() == ".json" else None)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in options.format or ["overlay"]:
-            jobs.append((kind, folder / (f"{stem}.overlay.png" if kind == "overlay" else f"{stem}.{kind}")))
-    for kind, path in jobs:
-        if kind == "overlay":
-            _write_picture(result, path)
-        else:
-            result.save(path, file_name=name)
-    return [path for _, path in jobs]
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder {str(folder)!r}: {error.strerror}.") from error
 
 
 def _write_picture(result: Segmentation, path: Path) -> None:
     from ovseg.output.files import write_atomically
 
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-    kind = formats.get(path.suffix.lower())
-    if kind is None:
-        raise InvalidArgumentError(f"An overlay is a picture: {', '.join(formats)}; got {path.name!r}.")
     picture = result.overlay()
-    with write_atomically(path) as file:
-        picture.save(file, kind)
+    try:
+        with write_atomically(path) as file:
+            picture.save(file, _PICTURES[path.suffix.lower()])
+    except ValueError as error:  # WebP takes at most 16,383 pixels a side
+        raise OutputError(f"Cannot write {str(path)!r}: {error}.") from error
 
 
 def _coverage_table(image: str, result: Segmentation) -> str:
-    """Draw a bar for each label, largest first."""
+    """Draw a bar for each label that was found, largest first, and name those that were not."""
+    height, width = result.segmentation.shape
     coverage = result.coverage()
+    rows = sorted(((label, share) for label, share in coverage.items() if share > 0), key=lambda row: -row[1])
     undecided = 1 - sum(coverage.values())
-    rows = sorted(coverage.items(), key=lambda item: -item[1])
     if undecided > 1e-9:
         rows.append(("(undecided)", undecided))
-    return f"{image}  {result.segmentation.shape[1]} x {result.segmentation.shape[0]}\n" + _bars(rows)
+    lines = [f"{image}  {width} x {height}", _bars(rows)]
+    missing = [label for label, share in coverage.items() if share == 0]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        lines.append(f"  not found: {', '.join(missing[:_NAMED])}{more}")
+    return "\n".join(lines)
 
 
 def _bars(rows: Sequence[tuple[str, float]]) -> str:
-    width = max(len(label) for label, _ in rows)
-    largest = max([share for _, share in rows] + [1e-9])
+    from ovseg.output.legend import format_share
+
+    column = max(_columns(label) for label, _ in rows)
+    largest = max(share for _, share in rows)
     return "\n".join(
-        f"  {label:{width}}  {100 * share:5.1f} %  {'█' * round(_BAR * share / largest)}".rstrip() for label, share in rows
+        f"  {label}{' ' * (column - _columns(label))}  {format_share(share):>6}  {'█' * round(_BAR * share / largest)}".rstrip()
+        for label, share in rows
     )
+
+
+def _columns(text: str) -> int:
+    """Count the columns a text takes in a terminal: wide characters take two, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
 
 
 # --------------------------------------------------------------------------------------------------------------- classify

@@ -27,10 +27,13 @@ class ImageFeatures:
     image: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        """Make the arrays read-only."""
-        for array in (self.embedding, self.image):
+        """Make the arrays read-only; those of the caller stay as they are."""
+        for name in ("embedding", "image"):
+            array = getattr(self, name)
             if array is not None:
-                array.setflags(write=False)
+                view = array.view()
+                view.flags.writeable = False
+                object.__setattr__(self, name, view)
 
     def __repr__(self) -> str:
         """Say the sizes, not the numbers."""

@@ -23,7 +23,7 @@ class Preprocess:
         mean: RGB mean, subtracted after scaling to [0, 1].
         std: RGB standard deviation, divided by.
         short_side: Short side the model's own policy aims at [px].
-        max_area: Largest area of the resized image under the model's own policy [px].
+        max_area: Largest area that policy aims at [px]; rounding to multiples may add up to a third.
         multiple: Height and width of the network's input are multiples of this [px].
     """
 

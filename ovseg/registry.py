@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any
 
 from ovseg.errors import UnknownModelError, WeightsError
 
+_CARD = re.compile(r"---\s*?\n(.*?)^---\s*?$\n?(.*)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?:\s+(.*))?$")
+_KINDS = {"str": ("text", (str,)), "int": ("a whole number", (int,)), "float": ("a number", (int, float))}
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,36 @@ def parse_card(content: str, origin: str) -> ModelCard:
     Args:
         content: The Markdown text.
         origin: Where it is from, for messages.
+
+    Raises:
+        WeightsError: If the front matter is not there, cannot be read, or lacks something.
     """
-    _, front, text = (*content.split("---\n", 2), "", "")[:3]
+    parts = _CARD.match(content)
+    if parts is None:
+        raise WeightsError(f"{origin}: a model card begins with front matter between two lines `---`; got {content[:40]!r}.")
     values: dict[str, Any] = {}
-    for number, line in enumerate(front.splitlines(), 2):
+    for number, line in enumerate(parts[1].splitlines(), 2):
         if not line.strip() or line.startswith("#"):
             continue
         match = _KEY.match(line)
         if match is None:
             raise WeightsError(f"{origin}, line {number}: expected `key: value`; got {line!r}.")
+        if match[1] in values:
+            raise WeightsError(f"{origin}, line {number}: {match[1]} stands twice.")
         value = (match[2] or "").strip()
         try:
             values[match[1]] = json.loads(value)
         except json.JSONDecodeError:
             values[match[1]] = value
-    known = {name for name in ModelCard.__dataclass_fields__ if name != "text"}
-    missing = sorted(known - values.keys())
+    known = {entry.name: str(entry.type) for entry in fields(ModelCard) if entry.name != "text"}
+    missing = [key for key in known if key not in values]
     if missing:
         raise WeightsError(f"{origin}: the front matter lacks {', '.join(missing)}.")
-    return ModelCard(**{key: values[key] for key in known}, text=text)
+    for key, kind in known.items():
+        expected, types = _KINDS.get(kind, ("a JSON object", (dict,)))
+        if type(values[key]) not in types:
+            raise WeightsError(f"{origin}: {key} must be {expected}; got {values[key]!r}.")
+    return ModelCard(**{key: values[key] for key in known}, text=parts[2])
 
 
 @cache
@@ -89,6 +102,8 @@ def cards() -> Mapping[str, ModelCard]:
     for entry in sorted(resources.files("ovseg.model_cards").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".md") and entry.name != "README.md":
             card = parse_card(entry.read_text("utf-8"), entry.name)
+            if entry.name != f"{card.name}.md":
+                raise WeightsError(f"{entry.name}: a card is named after its model; this one is of {card.name!r}.")
             found[card.name] = card
     return found
 

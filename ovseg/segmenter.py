@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, overload
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovseg import similarity
-from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OvsegError, UnknownModelError
+from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OvsegError, UnknownModelError, WeightsError
 from ovseg.features import ImageFeatures
-from ovseg.image import ImageInput, is_image_list, load_image
+from ovseg.image import ImageInput, load_image
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard, cards, find_card, weights_folder
 from ovseg.result import Classification, Segmentation
@@ -21,6 +22,8 @@ from ovseg.tiling import encode_windows
 from ovseg.vocabulary import Labels, Template, Templates, parse_labels, parse_templates
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from ovseg.runtime.base import Runtime
 
 DEFAULT_MODEL = "mini"
@@ -34,6 +37,8 @@ CLASSIFY_SIZE = 224
 """Short side of the image for classification [px]: things are seen whole."""
 
 Images = ImageInput | ImageFeatures
+ImageList = list[Any] | tuple[Images, ...]
+"""A list is invariant: `list[Images]` would refuse a `list[str]`."""
 
 
 def load(
@@ -59,13 +64,9 @@ def load(
         MissingDependencyError: If the backend is not installed.
         BackendError: If the device cannot be used.
     """
-    if not isinstance(model, str):
-        raise UnknownModelError(f"model must be a name; got {type(model).__name__}.")
-    card = find_card(model)
+    card = _card(model)
     if backend not in (None, "onnx", "torch"):
         raise InvalidArgumentError(f"backend must be 'onnx', 'torch' or None; got {backend!r}.")
-    from tokenizers import Tokenizer
-
     from ovseg.runtime.onnx import OnnxRuntime
 
     folder = weights_folder(card)
@@ -80,7 +81,22 @@ def load(
         if dtype not in (None, "float32"):
             raise InvalidArgumentError(f"The onnx backend of {card.name!r} runs in float32; got dtype={dtype!r}. Use backend='torch'.")
         runtime = OnnxRuntime(files["image"], files["text"], device, threads)
-    return Segmenter(card, runtime, Tokenizer.from_file(str(files["tokenizer"])))
+    return Segmenter(card, runtime, _read_tokenizer(files["tokenizer"]))
+
+
+def _card(model: str) -> ModelCard:
+    if not isinstance(model, str):
+        raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
+    return find_card(model)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise WeightsError(f"The tokenizer {path} is damaged: {error}. Reinstall ovseg.") from error
 
 
 class Segmenter:
@@ -94,7 +110,7 @@ class Segmenter:
         tokenizer: A `tokenizers.Tokenizer`.
     """
 
-    def __init__(self, card: ModelCard, runtime: Runtime, tokenizer: object) -> None:
+    def __init__(self, card: ModelCard, runtime: Runtime, tokenizer: Tokenizer) -> None:
         self._card = card
         self._runtime = runtime
         self._text = TextTower(tokenizer, runtime.encode_text)
@@ -117,7 +133,7 @@ class Segmenter:
     @overload
     def segment(
         self,
-        image: Sequence[Images],
+        image: ImageList,
         labels: Labels,
         *,
         templates: Templates = None,
@@ -144,7 +160,7 @@ class Segmenter:
 
     def segment(
         self,
-        image: Images | Sequence[Images],
+        image: Images | ImageList,
         labels: Labels,
         *,
         templates: Templates = None,
@@ -164,9 +180,11 @@ class Segmenter:
                 these; None for the model's own.
             background: Words for everything else. Pixels that look more like one of them than like any label get `ignore_index`.
             threshold: Pixels whose best score is below it get `ignore_index`; in [0, 1].
-            size: None for the model's own policy, an int for the short side [px], "native" for the pixels as they are.
+            size: None for the model's own policy, an int for the short side [px], "native" for the pixels as they are. Belongs
+                to `encode_image` where features are given, as does `window`.
             window: None or "whole" to see the image at once, "sliding" for overlapping windows of 512 px.
-            scores: Whether to keep the score of every label at every pixel, (K, H, W) float32.
+            scores: Whether to keep the score of every label at every pixel, (K, H, W) float32; with `background` they sum to
+                less than 1.
 
         Returns:
             A `Segmentation`; for a list of images a list of them.
@@ -177,12 +195,12 @@ class Segmenter:
             InvalidArgumentError: If an option is outside its range.
         """
         names = _Names.of(labels, background)
-        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1):
             raise InvalidArgumentError(f"threshold must be a number in [0, 1] or None; got {threshold!r}.")
         text = self._text.embed_names(names.words, self._templates(templates))
-        if _is_list(image):
-            return [self._segment_one(one, names, text, threshold, size, window, scores) for one in image]  # type: ignore[union-attr]
-        return self._segment_one(image, names, text, threshold, size, window, scores)  # type: ignore[arg-type]
+        if isinstance(image, (list, tuple)):
+            return [self._segment_one(one, names, text, threshold, size, window, scores) for one in image]
+        return self._segment_one(image, names, text, threshold, size, window, scores)
 
     def _segment_one(
         self,
@@ -199,7 +217,7 @@ class Segmenter:
         scale, count = self._card.logit_scale, len(names.labels)
         kind, ignore_index = (np.uint8, 255) if count <= 255 else (np.uint16, 65535)
         result = np.empty(features.image_size, kind)
-        kept = np.empty((count, *features.image_size), np.float32) if scores else None
+        kept = _room_for_scores(count, features.image_size) if scores else None
         if scores or threshold is not None:
             for rows, part in similarity.score_strips(grid, text, names.owner, scale):
                 best = part.argmax(0)
@@ -215,20 +233,20 @@ class Segmenter:
         return Segmentation(result, names.labels, ignore_index, kept, features.image, self.name)
 
     @overload
-    def classify(self, image: Sequence[Images], labels: Labels, *, templates: Templates = None) -> list[Classification]: ...
+    def classify(self, image: ImageList, labels: Labels, *, templates: Templates = None) -> list[Classification]: ...
 
     @overload
     def classify(self, image: Images, labels: Labels, *, templates: Templates = None) -> Classification: ...
 
     def classify(
-        self, image: Images | Sequence[Images], labels: Labels, *, templates: Templates = None
+        self, image: Images | ImageList, labels: Labels, *, templates: Templates = None
     ) -> Classification | list[Classification]:
         """Say which of the labels the whole image shows (zero-shot classification).
 
         The same weights answer: the mean of the image's features is compared with the prompts of each label.
 
         Args:
-            image: As for `segment`.
+            image: As for `segment`. Features made for `segment` are finer than those made here, and may score otherwise.
             labels: As for `segment`.
             templates: As for `segment`.
 
@@ -237,12 +255,12 @@ class Segmenter:
         """
         names = _Names.of(labels, None)
         text = self._text.embed_names(names.words, self._templates(templates))
-        if _is_list(image):
-            return [self._classify_one(one, names, text) for one in image]  # type: ignore[union-attr]
-        return self._classify_one(image, names, text)  # type: ignore[arg-type]
+        if isinstance(image, (list, tuple)):
+            return [self._classify_one(one, names, text) for one in image]
+        return self._classify_one(image, names, text)
 
     def _classify_one(self, image: Images, names: _Names, text: NDArray[np.float32]) -> Classification:
-        features = self._features(image, CLASSIFY_SIZE, None)
+        features = self._features(image, None if isinstance(image, ImageFeatures) else CLASSIFY_SIZE, None)
         rows, columns = (max(1, round(cells)) for cells in features.extent)
         pooled = features.embedding[:, :rows, :columns].mean((1, 2))
         pooled /= max(float(np.linalg.norm(pooled)), 1e-12)
@@ -253,14 +271,14 @@ class Segmenter:
 
     @overload
     def encode_image(
-        self, image: Sequence[ImageInput], *, size: int | str | None = None, window: str | None = None
+        self, image: ImageList, *, size: int | str | None = None, window: str | None = None
     ) -> list[ImageFeatures]: ...
 
     @overload
     def encode_image(self, image: ImageInput, *, size: int | str | None = None, window: str | None = None) -> ImageFeatures: ...
 
     def encode_image(
-        self, image: ImageInput | Sequence[ImageInput], *, size: int | str | None = None, window: str | None = None
+        self, image: ImageInput | ImageList, *, size: int | str | None = None, window: str | None = None
     ) -> ImageFeatures | list[ImageFeatures]:
         """Compute an image's dense features once, to ask about them many times.
 
@@ -272,9 +290,9 @@ class Segmenter:
         Returns:
             `ImageFeatures`, to be given to `segment` and `classify` in place of the image; for a list of images a list of them.
         """
-        if _is_list(image):
-            return [self._features(one, size, window) for one in image]  # type: ignore[union-attr]
-        return self._features(image, size, window)  # type: ignore[arg-type]
+        if isinstance(image, (list, tuple)):
+            return [self._features(one, size, window) for one in image]
+        return self._features(image, size, window)
 
     def encode_text(self, labels: Labels, *, templates: Templates = None) -> NDArray[np.float32]:
         """Compute text embeddings.
@@ -300,8 +318,12 @@ class Segmenter:
         if isinstance(image, ImageFeatures):
             if image.model != self.name:
                 raise InvalidArgumentError(f"These features are of the model {image.model!r}, not of {self.name!r}.")
+            if size is not None or window is not None:
+                raise InvalidArgumentError("Features have their size already: give size and window to encode_image.")
             return image
         pixels = load_image(image)
+        if pixels is image or not pixels.flags.owndata:  # the caller may go on writing to it
+            pixels = pixels.copy()
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
         cells = [-(-side // self._preprocess.multiple) * self._preprocess.multiple // self._card.stride for side in fitted]
         need = 4 * self._card.embed_dim * cells[0] * cells[1]
@@ -329,7 +351,10 @@ class _Names:
     @classmethod
     def of(cls, labels: Labels, background: Labels | None) -> _Names:
         groups = parse_labels(labels)
-        others = parse_labels(background) if background is not None else ()
+        try:
+            others = parse_labels(background) if background is not None else ()
+        except InvalidLabelsError as error:
+            raise InvalidLabelsError(f"In background: {error}") from error
         taken = {word.casefold() for group in groups for word in group}
         for group in others:
             for word in group:
@@ -340,8 +365,20 @@ class _Names:
         return cls(tuple(group[0] for group in groups), [word for group in both for word in group], owner)
 
 
-def _is_list(image: object) -> bool:
-    return not isinstance(image, ImageFeatures) and is_image_list(image)
+def _room_for_scores(count: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    try:
+        return np.empty((count, *size), np.float32)
+    except MemoryError as error:
+        raise InvalidArgumentError(
+            f"The scores of {count} labels at {size[1]} x {size[0]} pixels take {4 * count * size[0] * size[1] / 2**30:.1f} GiB, "
+            "more than there is. Leave out scores=True, or reduce the image."
+        ) from error
+
+
+def _shared(model: str, device: str | None) -> Segmenter:
+    if device is not None and not isinstance(device, str):
+        raise InvalidArgumentError(f"device must be 'cpu', 'cuda' or None; got {device!r}.")
+    return _loaded(_card(model).name, device)
 
 
 @lru_cache(maxsize=2)
@@ -351,7 +388,7 @@ def _loaded(model: str, device: str | None) -> Segmenter:
 
 @overload
 def segment(
-    image: Sequence[Images],
+    image: ImageList,
     labels: Labels,
     *,
     model: str = DEFAULT_MODEL,
@@ -382,7 +419,7 @@ def segment(
 
 
 def segment(
-    image: Images | Sequence[Images],
+    image: Images | ImageList,
     labels: Labels,
     *,
     model: str = DEFAULT_MODEL,
@@ -413,14 +450,14 @@ def segment(
     Returns:
         A `Segmentation`; for a list of images a list of them.
     """
-    return _loaded(model, device).segment(
+    return _shared(model, device).segment(
         image, labels, templates=templates, background=background, threshold=threshold, size=size, window=window, scores=scores
     )
 
 
 @overload
 def classify(
-    image: Sequence[Images],
+    image: ImageList,
     labels: Labels,
     *,
     model: str = DEFAULT_MODEL,
@@ -436,7 +473,7 @@ def classify(
 
 
 def classify(
-    image: Images | Sequence[Images],
+    image: Images | ImageList,
     labels: Labels,
     *,
     model: str = DEFAULT_MODEL,
@@ -457,7 +494,7 @@ def classify(
     Returns:
         A `Classification`; for a list of images a list of them.
     """
-    return _loaded(model, device).classify(image, labels, templates=templates)
+    return _shared(model, device).classify(image, labels, templates=templates)
 
 
 def list_models() -> list[ModelCard]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ DEFAULT_BUDGET = 256 << 20
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
+Labels = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Axis:
     """Where the pixels of one image axis lie on the feature grid.
 
     Attributes:
-        low: (N,) index of the cell below each pixel centre.
+        low: (N,) index of the cell below each pixel centre, not decreasing.
         high: (N,) index of the cell above it.
         weight: (N,) float32 weight of `high`, in [0, 1).
     """
@@ -43,9 +45,20 @@ class Axis:
         low = np.floor(position).astype(np.intp)
         return cls(low, np.minimum(low + 1, cells - 1), (position - low).astype(np.float32))
 
-    def part(self, start: int, stop: int) -> Axis:
-        """Take the pixels start..stop."""
-        return Axis(self.low[start:stop], self.high[start:stop], self.weight[start:stop])
+    def parts(self, cells: int, pixels: int) -> Iterator[tuple[slice, slice, Axis]]:
+        """Cut the axis into runs of at most `pixels` pixels that need at most `cells` cells; a run has at least one pixel.
+
+        Yields:
+            The pixels, the cells they need, and where they lie among these.
+        """
+        start = 0
+        while start < len(self.low):
+            first = self.low[start]
+            stop = min(int(np.searchsorted(self.high, first + cells)), start + pixels)
+            run = slice(start, max(stop, start + 1))
+            place = Axis(self.low[run] - first, self.high[run] - first, self.weight[run])
+            yield run, slice(int(first), int(self.high[run][-1]) + 1), place
+            start = run.stop
 
 
 @dataclass(frozen=True)
@@ -69,52 +82,42 @@ class Grid:
         return Axis.make(height, h, self.extent[0]), Axis.make(width, w, self.extent[1])
 
 
-def name_logits(grid: Grid, text: Floats, scale: float, rows: slice) -> Floats:
-    """Compute the logits of all names on some rows of the grid.
+def name_logits(grid: Grid, text: Floats, scale: float, rows: slice, columns: slice) -> Floats:
+    """Compute the logits of all names on a part of the grid.
 
     Args:
         grid: The features.
         text: (N, D) float32 text embeddings, L2-normalised.
         scale: Multiplier of the cosine.
         rows: Rows of the feature grid.
+        columns: Columns of the feature grid.
 
     Returns:
-        (N, rows, w) float32.
+        (N, rows, columns) float32.
     """
-    part = grid.embedding[:, rows]
-    return (text @ part.reshape(part.shape[0], -1)).reshape(-1, *part.shape[1:]) * np.float32(scale)
+    part = grid.embedding[:, rows, columns]
+    logits: Floats = text @ part.reshape(len(part), -1)
+    logits *= np.float32(scale)
+    return logits.reshape(-1, *part.shape[1:])
 
 
-def _strips(grid: Grid, names: int, budget: int, per_pixel: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (image rows, feature rows) that fit the budget.
+def _first_equal(text: Floats) -> Indices:
+    """Find for each row the first row that equals it: (N,).
 
-    Args:
-        grid: The features.
-        names: How many logits there are at each cell.
-        budget: Bytes.
-        per_pixel: Bytes of working memory for each image pixel.
+    A matrix product may give equal rows unequal logits (by the last bit), and a tie would be no tie.
     """
-    rows, _ = grid.axes
-    height, width = grid.image_size
-    w = grid.embedding.shape[2]
-    start = 0
-    while start < height:
-        first = rows.low[start]
-        row_bytes = 4 * 5 * names * w  # logits, and four arrays of corners
-        cells = max(1, int(budget // 2 // max(row_bytes, 1)) - 1)
-        stop = int(np.searchsorted(rows.low, first + cells, side="left"))
-        stop = min(stop, start + max(1, int(budget // 2 // max(per_pixel * width, 1))), height)
-        yield slice(start, stop), slice(int(first), int(rows.high[stop - 1]) + 1)
-        start = stop
+    seen: dict[int, int] = {}
+    first = np.arange(len(text))
+    for i, row in enumerate(text):
+        j = seen.setdefault(hash(row.tobytes()), i)
+        if j < i and np.array_equal(text[j], row):
+            first[i] = j
+    return first
 
 
-def _weights(rows: Axis, columns: Axis) -> tuple[Floats, Floats, Floats, Floats]:
-    """Weights of the corners (low, low), (low, high), (high, low), (high, high)."""
-    down, right = rows.weight, columns.weight
-    return (1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right
-
-
-def label_map(grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET) -> Indices:
+def label_map(
+    grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET
+) -> Labels:
     """Find the best label of every pixel: argmax of the interpolated logits, ties to the first name.
 
     Args:
@@ -125,64 +128,76 @@ def label_map(grid: Grid, text: Floats, owner: Indices, scale: float, budget: in
         budget: Bytes of working memory.
 
     Returns:
-        (H, W) intp, indices of labels.
+        (H, W) indices of labels, of the smallest unsigned type that holds the number of labels.
     """
+    label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
+    if (again := _first_equal(text) != np.arange(len(text))).any():
+        text, label = text[~again], label[~again]
+    best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
-    best = np.empty(grid.image_size, np.uint16)
-    for pixels, cells in _strips(grid, len(text), budget, 16):
-        logits = name_logits(grid, text, scale, cells)
-        part = rows.part(pixels.start, pixels.stop)
-        local = Axis(part.low - cells.start, part.high - cells.start, part.weight)
-        best[pixels] = _strip_argmax(logits, local, columns, budget)
-    return owner[best]
+    third = budget // 3  # for logits, for pixels, for the candidates of pixels
+    cells = third // (24 * len(text) + 4 * len(grid.embedding))
+    wide = max(2, min(grid.embedding.shape[2], cells // 2))
+    pixels = third // 64
+    for across, cells_across, x in columns.parts(wide, max(1, pixels)):
+        for down, cells_down, y in rows.parts(max(2, cells // wide), max(1, pixels // len(x.low))):
+            logits = name_logits(grid, text, scale, cells_down, cells_across)
+            best[down, across] = _best_labels(logits, label, y, x, third)
+    return best
 
 
-def _strip_argmax(logits: Floats, rows: Axis, columns: Axis, budget: int) -> NDArray[np.uint16]:
-    """Argmax over names of the (N, h, w) logits interpolated at rows x columns."""
-    below = np.concatenate([logits[:, 1:], logits[:, -1:]], 1)
-    least, most = np.minimum(logits, below), np.maximum(logits, below)
-    least = np.minimum(least, np.concatenate([least[:, :, 1:], least[:, :, -1:]], 2))
-    most = np.maximum(most, np.concatenate([most[:, :, 1:], most[:, :, -1:]], 2))
-    alive = most >= least.max(0)  # (N, h, w): labels that can win somewhere in the cell
+def _corners(logits: Floats, combine: np.ufunc) -> Floats:
+    """Combine each (N, h, w) logit with those to the right, below, and below right."""
+    result = logits.copy()
+    combine(result[:, :-1], logits[:, 1:], out=result[:, :-1])
+    combine(result[:, :, :-1], result[:, :, 1:], out=result[:, :, :-1])
+    return result
+
+
+def _best_labels(logits: Floats, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
+    """Take the label of the greatest of N names, by their (N, h, w) logits interpolated at rows x columns."""
+    names, _, w = logits.shape
+    floor = _corners(logits, np.minimum).max(0)
+    alive = (_corners(logits, np.maximum) >= floor).reshape(names, -1)  # (N, h * w): names that can win somewhere in the cell
     count = alive.sum(0)
-    first = alive.argmax(0).astype(np.uint16)
-    result: NDArray[np.uint16] = first[rows.low[:, None], columns.low[None]]
+    cell = (rows.low[:, None] * w + columns.low).ravel()
+    result: Labels = label[alive.argmax(0)][cell]
 
-    y, x = np.nonzero((count > 1)[rows.low[:, None], columns.low[None]])
-    if not len(y):
-        return result
-    w = logits.shape[2]
-    cell = rows.low[y] * w + columns.low[x]
-    candidates = count.ravel()[cell]
-    order = np.argsort(candidates, kind="stable")
-    y, x, candidates = y[order], x[order], candidates[order]
-    # names that are alive, cell after cell
-    cell_of, name_of = np.nonzero(alive.reshape(len(logits), -1).T)
-    begin = np.searchsorted(cell_of, np.arange(alive[0].size))
-    flat = logits.reshape(len(logits), -1)
+    pixel = np.flatnonzero((count > 1)[cell])  # pixels with several candidates, the fewest candidates first
+    pixel = pixel[np.argsort(count[cell[pixel]], kind="stable")]
+    candidates = count[cell[pixel]]
+    name_of = np.nonzero(alive.T)[1] if len(pixel) else pixel  # the names that are alive, cell after cell
+    begin = np.cumsum(count) - count
+    flat = logits.reshape(names, -1)
     start = 0
-    while start < len(y):
+    while start < len(pixel):
         many = int(candidates[start])
         stop = int(np.searchsorted(candidates, many, side="right"))
-        stop = min(stop, start + max(1, budget // 2 // (48 * many)))
-        py, px = y[start:stop], x[start:stop]
-        low, high, left, right = rows.low[py], rows.high[py], columns.low[px], columns.high[px]
-        names = name_of[begin[low * w + left][:, None] + np.arange(many)]  # (P, many)
-        down = Axis(low, high, rows.weight[py][:, None])
-        across = Axis(left, right, columns.weight[px][:, None])
-        a, b, c, d = _weights(down, across)
-        value = a * flat[names, (low * w + left)[:, None]] + b * flat[names, (low * w + right)[:, None]]
-        value += c * flat[names, (high * w + left)[:, None]] + d * flat[names, (high * w + right)[:, None]]
-        result[py, px] = np.take_along_axis(names, value.argmax(1)[:, None], 1)[:, 0]
+        stop = min(stop, start + max(1, budget // (48 * many)))
+        part = pixel[start:stop]
+        y, x = np.divmod(part, len(columns.low))
+        name = name_of[begin[cell[part]][:, None] + np.arange(many)]  # (P, many)
+        low, high = rows.low[y][:, None] * w, rows.high[y][:, None] * w
+        left, right = columns.low[x][:, None], columns.high[x][:, None]
+        down, across = rows.weight[y][:, None], columns.weight[x][:, None]
+        value = (1 - down) * (1 - across) * flat[name, low + left]
+        value += (1 - down) * across * flat[name, low + right]
+        value += down * (1 - across) * flat[name, high + left]
+        value += down * across * flat[name, high + right]
+        result[part] = label[np.take_along_axis(name, value.argmax(1)[:, None], 1)[:, 0]]
         start = stop
-    return result
+    return result.reshape(len(rows.low), -1)
 
 
 def _upsampled(logits: Floats, rows: Axis, columns: Axis) -> Floats:
     """Interpolate (N, h, w) logits at rows x columns: (N, R, C) float32."""
-    across = logits[:, :, columns.low] * (1 - columns.weight) + logits[:, :, columns.high] * columns.weight
-    down = rows.weight[:, None]
-    return across[:, rows.low] * (1 - down) + across[:, rows.high] * down
+    for axis, place, weight in ((1, rows, rows.weight[:, None]), (2, columns, columns.weight)):
+        low, high = logits.take(place.low, axis), logits.take(place.high, axis)
+        high -= low
+        high *= weight
+        low += high
+        logits = low
+    return logits
 
 
 def score_strips(
@@ -197,19 +212,24 @@ def score_strips(
         text: (N, D) float32 embeddings of all names, L2-normalised.
         owner: (N,) the label that each name belongs to, not decreasing.
         scale: Multiplier of the cosine.
-        budget: Bytes of working memory.
+        budget: Bytes of working memory; a strip has at least one row of pixels, whatever it needs.
 
     Yields:
         Image rows and their (K, rows, W) float32 scores; they sum to 1 over the K labels.
     """
     rows, columns = grid.axes
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    for pixels, cells in _strips(grid, len(text), budget, 12 * len(text)):
-        part = rows.part(pixels.start, pixels.stop)
-        local = Axis(part.low - cells.start, part.high - cells.start, part.weight)
-        logits = _upsampled(name_logits(grid, text, scale, cells), local, columns)
-        logits = np.maximum.reduceat(logits, starts, axis=0)
+    first = _first_equal(text)
+    again = np.flatnonzero(first != np.arange(len(text)))
+    w = grid.embedding.shape[2]
+    half = budget // 2
+    cells = half // (8 * len(text) * w)
+    pixels = half // (16 * len(text) * max(w, len(columns.low)))
+    for down, cells_down, y in rows.parts(max(2, cells), max(1, pixels)):
+        logits = name_logits(grid, text, scale, cells_down, slice(None))
+        logits[again] = logits[first[again]]
+        logits = np.maximum.reduceat(_upsampled(logits, y, columns), starts, axis=0)
         logits -= logits.max(0)
         np.exp(logits, out=logits)
         logits /= logits.sum(0)
-        yield pixels, logits
+        yield down, logits

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.vocabulary import Template, build_prompts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Floats = NDArray[np.float32]
 CACHED_PROMPTS = 20_000
@@ -21,47 +25,38 @@ BATCH_TOKENS = 4096
 def normalised(vectors: Floats) -> Floats:
     """Scale the rows of (N, D) to unit length; a zero row stays zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(length, 1e-12)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids of texts, not padded yet."""
-
-    ids: list[list[int]]
-
-    @classmethod
-    def of(cls, tokenizer: object, texts: Sequence[str]) -> Tokens:
-        """Tokenise with a `tokenizers.Tokenizer`."""
-        return cls([encoding.ids for encoding in tokenizer.encode_batch(list(texts))])  # type: ignore[attr-defined]
+    unit: Floats = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+    return unit
 
 
 class TextTower:
-    """Texts to embeddings, with a cache of the last `CACHED_PROMPTS` texts.
+    """Texts to embeddings, with a cache of the `CACHED_PROMPTS` texts that were used last. Threads may share it.
 
     Args:
-        tokenizer: A `tokenizers.Tokenizer` without padding.
+        tokenizer: Without padding.
         encode: Runs the network: (B, T) int64 ids and mask to (B, D) float32.
         pad_id: Token that fills up short texts.
     """
 
     def __init__(
-        self, tokenizer: object, encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats], pad_id: int = 0
+        self, tokenizer: Tokenizer, encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats], pad_id: int = 0
     ) -> None:
         self._tokenizer, self._encode, self._pad_id = tokenizer, encode, pad_id
         self._cache: OrderedDict[str, Floats] = OrderedDict()
+        self._lock = Lock()  # guards the cache, not the network: a long call must not stop the others
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Return (N, D) float32, L2-normalised, one row for each text."""
         rows: dict[str, Floats] = {}
         missing: list[str] = []
-        for text in dict.fromkeys(texts):
-            row = self._cache.get(text)
-            if row is None:
-                missing.append(text)
-            else:
-                rows[text] = row
-        ids = Tokens.of(self._tokenizer, missing).ids if missing else []
+        with self._lock:
+            for text in dict.fromkeys(texts):
+                if text in self._cache:
+                    rows[text] = self._cache[text]
+                    self._cache.move_to_end(text)
+                else:
+                    missing.append(text)
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(missing)] if missing else []
         order = sorted(range(len(missing)), key=lambda i: len(ids[i]))  # texts of like length share a batch
         start = 0
         while start < len(order):
@@ -76,11 +71,12 @@ class TextTower:
                 padded[row_index, : len(ids[i])] = ids[i]
                 mask[row_index, : len(ids[i])] = 1
             for i, vector in zip(part, normalised(self._encode(padded, mask)), strict=True):
-                rows[missing[i]] = vector
-                self._cache[missing[i]] = vector
+                rows[missing[i]] = vector.copy()  # a view would keep the whole batch in memory
             start = stop
-        while len(self._cache) > CACHED_PROMPTS:
-            self._cache.popitem(last=False)
+        with self._lock:
+            self._cache.update((text, rows[text]) for text in missing)
+            while len(self._cache) > CACHED_PROMPTS:
+                self._cache.popitem(last=False)
         return np.stack([rows[text] for text in texts])
 
     def embed_names(self, names: Sequence[str], templates: Sequence[Template]) -> Floats:
@@ -95,8 +91,11 @@ class TextTower:
         Returns:
             (N, D) float32, L2-normalised.
         """
-        prompts = [build_prompts(name, templates) for name in names]
-        vectors = self.embed([prompt for group in prompts for prompt in group])
-        starts = np.cumsum([0, *(len(group) for group in prompts[:-1])])
-        sums = np.add.reduceat(vectors, starts, axis=0)
-        return normalised(sums)
+        sums = []
+        step = max(1, CACHED_PROMPTS // len(templates))  # thousands of names by 80 templates would fill gigabytes
+        for start in range(0, len(names), step):
+            prompts = [build_prompts(name, templates) for name in names[start : start + step]]
+            vectors = self.embed([prompt for group in prompts for prompt in group])
+            starts = np.cumsum([0, *(len(group) for group in prompts[:-1])])
+            sums.append(np.add.reduceat(vectors, starts, axis=0))
+        return normalised(np.concatenate(sums))

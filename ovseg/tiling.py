@@ -44,9 +44,9 @@ def encode_windows(
 
     Args:
         pixel_values: (1, 3, H, W) float32; H and W multiples of `cell`.
-        encode: Maps (B, 3, window, window) to (B, D, window / cell, window / cell) features.
+        encode: Maps (B, 3, H', W') to (B, D, H' / cell, W' / cell) features; H' and W' are `window`, or less where the image is smaller.
         window: Side of a window [px], a multiple of `cell`.
-        stride: Distance between windows [px], a multiple of `cell`.
+        stride: Distance between windows [px], a multiple of `cell`, at most `window`.
         cell: Input pixels per cell of the feature grid.
         batch: Windows encoded together.
 

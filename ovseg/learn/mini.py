@@ -26,19 +26,27 @@ from ovseg.learn.clicks import UNLABELLED
 from ovseg.learn.mini_data import LABEL_STRIDE, Crop, Item, Layer, Sources, crop_item, masks, read_sources
 from ovseg.learn.pseudo_labels import Teachers
 from ovseg.learn.teachers import CLASSIFIER, TeacherNetwork
-from ovseg.models.mini import OUTPUT_STRIDE, MiniNetwork
+from ovseg.models.mini import OUTPUT_STRIDE, InvertedResidual, MiniNetwork
 
 LOGIT_SCALE = 20.0
 """Cosines are multiplied by this in every softmax of the training."""
 
 # (images of the batch, smallest and largest scale) of each source
-BATCH = {"camvid": (2, 0.7, 2.0), "photos": (4, 0.75, 1.8), "clothing": (1, 0.75, 1.6), "objects": (1, 1.0, 2.2)}
+BATCH = {"camvid": (3, 0.7, 2.0), "photos": (3, 0.75, 1.8), "clothing": (1, 0.75, 1.6), "objects": (1, 1.0, 2.2)}
 AERIAL_EVERY = 4
 """Every this many batches an aerial tile takes the place of the image of a single object."""
 NEGATIVES = 24
 """Words of other things added to each softmax."""
-MAX_NAME_NOISE = 0.9
+MAX_NAME_NOISE = 0.7
 """Largest length of the random vector added to a text embedding of length 1."""
+READOUT_GAIN = 3.0
+"""Length of the vectors that the read-out sums: it was learned from a million images and must not drown in the pyramid."""
+BACKBONE_RATE = 0.03
+"""Learning rate of the backbone, as a part of that of the new layers."""
+MEAN_KEPT, WEIGHTS_KEPT = 0.98, 0.997
+"""What a step keeps of the running mean of the features, and of the averaged weights."""
+ALIGN = 1.0
+"""Weight of 1 - cosine between a pixel and its word."""
 TOO_CLOSE = 0.45
 """Words with a larger cosine to a word of the image are no negatives: they may be right."""
 
@@ -73,8 +81,8 @@ def load_classifier(network: MiniNetwork, teachers: Path) -> None:
     teacher = TeacherNetwork(teachers, CLASSIFIER)
     sources = [layer for layer in teacher.layers if layer["op"] in ("conv", "depthwise_conv")]
     targets: list[torch.nn.Conv2d] = [network.stem]
-    for stage in network.stages:
-        for block in stage:  # type: ignore[union-attr]
+    for block in network.stages.modules():
+        if isinstance(block, InvertedResidual):
             targets += [conv for conv in (block.expand, block.depthwise, block.project) if conv is not None]
     targets += [network.head, network.classifier]
     for layer, conv in zip(sources, targets, strict=True):
@@ -97,7 +105,7 @@ def initialise(network: MiniNetwork, class_text: Tensor, pixels: Tensor) -> None
         class_text: (1000, D) text embeddings of the class names.
         pixels: (B, 3, H, W) images by which the scale of features is measured.
     """
-    network.class_text.weight.copy_(class_text.T[:, :, None, None])
+    network.class_text.weight.copy_(READOUT_GAIN * class_text.T[:, :, None, None])
     for conv in (network.coarse_text, network.fine_text, network.gate):
         conv.weight.zero_()
         conv.bias.zero_()  # type: ignore[union-attr]
@@ -131,10 +139,12 @@ class Losses:
         return self.rng.choice(concepts.PROMPTS).format(word) if self.rng.random() < 0.2 else word
 
     def _text(self, names: Sequence[str]) -> Tensor:
-        # A name nobody listed lies somewhere near a listed one: move each a random way, some as far as a loose synonym.
+        # A name nobody listed lies somewhere near a listed one: move each a random way, some as far as a loose synonym, and along
+        # directions in which words do differ.
         text = self.words([self._prompt(name) for name in names])
-        far = torch.rand(len(names), 1) * (MAX_NAME_NOISE / math.sqrt(text.shape[1]))
-        return F.normalize(text + torch.randn(text.shape) * far, dim=1)
+        mix = torch.randn(len(names), len(self.pool)) / math.sqrt(len(self.pool))
+        away = F.normalize(mix @ (self.pool_text - self.pool_text.mean(0)), dim=1)
+        return F.normalize(text + away * (torch.rand(len(names), 1) * MAX_NAME_NOISE), dim=1)
 
     def _negatives(self, names: Sequence[str]) -> list[str]:
         close = (self.pool_text @ self.words(names).T).amax(1) > TOO_CLOSE
@@ -142,11 +152,13 @@ class Losses:
         free = [w for w, bad in zip(self.pool, close.tolist(), strict=True) if not bad and w not in parts]
         return self.rng.sample(free, min(NEGATIVES, len(free)))
 
-    def layer(self, features: Tensor, norm: Tensor, labels: Tensor, layer: Layer, item_names: Sequence[str]) -> Tensor | None:
+    def layer(
+        self, features: Tensor, norm: Tensor, mean: Tensor, labels: Tensor, layer: Layer, item_names: Sequence[str]
+    ) -> Tensor | None:
         """Partial cross-entropy of one opinion: softmax over its words and negatives, at the pixels it speaks of.
 
-        `features` are (h, w, D) before normalisation, `norm` their (h, w) lengths; dividing the few logits is cheaper than
-        dividing the features.
+        `features` are (h, w, D) before normalisation, `norm` their (h, w) lengths, `mean` the (D,) mean of the normalised ones;
+        dividing and shifting the few logits is cheaper than doing so to the features.
         """
         known = labels != UNLABELLED
         if not known.any():
@@ -154,18 +166,21 @@ class Losses:
         if layer.closed:
             kept = list(range(len(layer.names)))
         else:
-            kept = labels[known].unique().tolist()
+            kept = np.unique(labels[known].numpy()).tolist()
         remap = torch.full((256,), -1)
         remap[kept] = torch.arange(len(kept))
         names = [self.rng.choice(layer.names[i]) for i in kept]
         # a name may not stand twice in one softmax: pick the first name of the class then
         names = [n if names.count(n) == 1 else layer.names[i][0] for n, i in zip(names, kept, strict=True)]
         text = self._text([*names, *self._negatives([*names, *item_names])])
-        cosines = (features @ text.T.to(features.dtype)).float() / norm[..., None]
+        cosines = (features @ text.T.to(features.dtype)).float() / norm[..., None] - text @ mean
         logits = cosines.permute(2, 0, 1)[None] * LOGIT_SCALE
         logits = F.interpolate(logits, scale_factor=OUTPUT_STRIDE / LABEL_STRIDE, mode="bilinear", align_corners=False)[0]
         target = remap[labels[known]]
-        loss = F.cross_entropy(logits.flatten(1).T[known.flatten()], target, reduction="none")
+        chosen = logits.flatten(1).T[known.flatten()]
+        loss = F.cross_entropy(chosen, target, reduction="none")
+        # The softmax leaves free what lies across all its words; names it never saw reach there, so pull towards the word itself.
+        loss = loss + ALIGN * (1 - chosen.gather(1, target[:, None])[:, 0] / LOGIT_SCALE)
         if layer.balance is not None:
             weight = torch.from_numpy(layer.balance)[labels[known]]
             return layer.weight * (loss * weight).sum() / weight.sum()
@@ -218,7 +233,8 @@ def batch_items(sources: Sources, step: int, rng: random.Random) -> list[tuple[I
 
 def _features(network: MiniNetwork, pixels: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return F.normalize(network.forward_features(pixels.contiguous(memory_format=torch.channels_last))[0].float(), dim=1)
+        raw = network.forward_features(pixels.contiguous(memory_format=torch.channels_last))[0]
+    return F.normalize(F.normalize(raw.float(), dim=1) - network.mean[:, None, None], dim=1)
 
 
 @torch.no_grad()
@@ -231,12 +247,12 @@ def evaluate(network: MiniNetwork, words: Words, sources: Sources, val: list[Ite
     for item in val[::every]:
         x = torch.from_numpy(item.image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         features = _features(network, F.interpolate(x, (352, 480), mode="bilinear", antialias=True))
-        labels = item.layers[0].labels
+        expected = item.layers[0].labels
         for key, embeddings in text.items():
             logits = torch.einsum("bdhw,kd->bkhw", features, embeddings)
-            predicted = F.interpolate(logits, labels.shape, mode="bilinear")[0].argmax(0).numpy()
-            known = labels != UNLABELLED
-            confusion[key] += np.bincount(labels[known] * 11 + predicted[known], minlength=121).reshape(11, 11)
+            predicted = F.interpolate(logits, expected.shape, mode="bilinear")[0].argmax(0).numpy()
+            judged = expected != UNLABELLED
+            confusion[key] += np.bincount(expected[judged] * 11 + predicted[judged], minlength=121).reshape(11, 11)
     for key, matrix in confusion.items():
         iou = np.diag(matrix) / np.maximum(matrix.sum(0) + matrix.sum(1) - np.diag(matrix), 1)
         scores[key] = float(iou.mean() * 100)
@@ -290,8 +306,13 @@ def encode_with_minilm() -> object:
     return sentence_encoder()
 
 
-def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: int, rate: float, threads: int) -> None:
-    """Train for `steps` batches, from the checkpoint in `out` if there is one."""
+def train(
+    data: Path, teachers: Path, out: Path, steps: int, size: int, seed: int, rate: float, threads: int, final: bool
+) -> None:
+    """Train for `steps` batches, from the checkpoint in `out` if there is one.
+
+    With `final`, the images of CamVid val are trained on too, and their scores in the log mean nothing any more.
+    """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -299,6 +320,8 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
     words = Words(encode_with_minilm())
     sources = read_sources(data, Teachers(teachers, out / "targets").labels)
     val = masks(data / "camvid/val", concepts.CAMVID)
+    if final:
+        sources.camvid.extend(val)
 
     names, everyday = [], []
     for path in sorted((data / "imagenet_sample").glob("*.jpg")):
@@ -316,14 +339,14 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
     start = torch.stack([crop_item(item, size, random.Random(seed), (0.8, 1.2)).pixels for item in sources.photos[:8]])
     initialise(network, class_names, start)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for layer in (network.stem, network.stages[0], network.stages[1]):  # edges and textures stay: a third of the time saved
-        layer.requires_grad_(False)
+    for module in (network.stem, network.stages[0], network.stages[1]):  # edges and textures stay: a third of the time saved
+        module.requires_grad_(False)
     start_parts = (network.stages, network.head, network.classifier, network.class_text)
     backbone = [p for part in start_parts for p in part.parameters() if p.requires_grad]
     known_parameters = {id(p) for p in backbone}
     new = [p for p in network.parameters() if p.requires_grad and id(p) not in known_parameters]
     optimizer = torch.optim.AdamW(
-        [{"params": new, "lr": rate, "factor": 1.0}, {"params": backbone, "lr": rate, "factor": 0.05}], weight_decay=1e-3
+        [{"params": new, "lr": rate, "factor": 1.0}, {"params": backbone, "lr": rate, "factor": BACKBONE_RATE}], weight_decay=1e-3
     )
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     first = 0
@@ -333,6 +356,8 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
+        for group, factor in zip(optimizer.param_groups, (1.0, BACKBONE_RATE), strict=True):
+            group["factor"] = factor
 
     log = (out / "log.jsonl").open("a")
     bar = tqdm(range(first, steps), initial=first, total=steps, unit="batch", mininterval=10)
@@ -349,7 +374,11 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
         pixels = torch.stack([crop.pixels for crop in crops]).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             features, classes = network.forward_features(pixels.to(device))
-        cells = F.normalize(F.avg_pool2d(features, 16 // OUTPUT_STRIDE).float(), dim=1).cpu().unbind()
+        pooled = F.normalize(F.avg_pool2d(features, 16 // OUTPUT_STRIDE).float(), dim=1)
+        with torch.no_grad():
+            network.mean.lerp_(pooled.mean((0, 2, 3)), 1 - min(MEAN_KEPT, (step + 1) / (step + 5)))
+        mean = network.mean.clone().cpu()
+        cells = (pooled - network.mean[:, None, None]).cpu().unbind()
         features = features.permute(0, 2, 3, 1).cpu()
         norms = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32).unbind()
         maps, logits = features.unbind(), classes.float().cpu().unbind()
@@ -357,27 +386,27 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
         for i, crop in enumerate(crops):
             known = [n[0] for _, layer in crop.layers for n in layer.names if len(layer.names) < 25] + list(crop.title)
             for labels, layer in crop.layers:
-                loss = losses.layer(maps[i], norms[i], labels, layer, known)
+                loss = losses.layer(maps[i], norms[i], mean, labels, layer, known)
                 if loss is not None:
                     parts["label"].append(loss)
             if crop.title:
                 parts["title"].append(0.15 * losses.title(cells[i], crop.title))
             if crop.classes is not None and crop.probs is not None:
                 parts["readout"].append(0.5 * losses.readout(cells[i], crop.classes, crop.probs))
-                parts["anchor"].append(1.0 * losses.anchor(logits[i], crop.classes, crop.probs))
+                parts["anchor"].append(2.0 * losses.anchor(logits[i], crop.classes, crop.probs))
         total = sum((torch.stack(p).sum() for p in parts.values() if p), torch.zeros(())) / len(crops)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        keep = min(0.999, (step + 1) / (step + 20))
+        keep = min(WEIGHTS_KEPT, (step + 1) / (step + 20))
         with torch.no_grad():
             for key, value in network.state_dict().items():
                 average[key].lerp_(value, 1 - keep)
         for key, values in parts.items():
             if values:
-                mean = float(torch.stack([v.detach() for v in values]).mean())
-                running[key] = mean if key not in running else 0.98 * running[key] + 0.02 * mean
+                latest = float(torch.stack([v.detach() for v in values]).mean())
+                running[key] = latest if key not in running else 0.98 * running[key] + 0.02 * latest
         bar.set_postfix({k: f"{v:.3f}" for k, v in running.items()}, refresh=False)
         if (step + 1) % 250 == 0 or step + 1 == steps:
             part = checkpoint.with_suffix(".part")
@@ -386,7 +415,7 @@ def train(data: Path, teachers: Path, out: Path, steps: int, size: int, seed: in
             )
             part.replace(checkpoint)
         if (step + 1) % 400 == 0 or step + 1 == steps:
-            averaged = MiniNetwork().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            averaged = MiniNetwork().to(memory_format=torch.channels_last)
             averaged.load_state_dict(average)
             scores = evaluate(averaged, words, sources, val)
             row = {"step": step + 1, "seconds": round(time.monotonic() - began), **{k: round(v, 2) for k, v in scores.items()}}
@@ -406,8 +435,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the new layers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--final", action="store_true", help="train on CamVid val too")
     args = parser.parse_args()
-    train(args.data, args.teachers, args.out, args.steps, args.size, args.seed, args.rate, args.threads)
+    train(args.data, args.teachers, args.out, args.steps, args.size, args.seed, args.rate, args.threads, args.final)
 
 
 if __name__ == "__main__":

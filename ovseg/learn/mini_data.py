@@ -88,7 +88,8 @@ def _balance(counts: NDArray[np.int64]) -> NDArray[np.float32]:
     frequency = np.maximum(counts / max(counts.sum(), 1), 1e-4)
     weight = frequency**-0.5
     weight = weight / (weight * frequency).sum()
-    return np.minimum(weight, 4.0).astype(np.float32)
+    capped: NDArray[np.float32] = np.minimum(weight, 4.0).astype(np.float32)
+    return capped
 
 
 def masks(folder: Path, names: Sequence[tuple[str, ...]], weight: float = 1.0) -> list[Item]:

@@ -31,7 +31,7 @@ class SentenceEncoder(nn.Module):
         from transformers import BertModel
 
         self.bert = BertModel.from_pretrained(model_folder(), add_pooling_layer=False, attn_implementation="eager")
-        self.bert.eval()
+        self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map (B, T) int64 ids and mask to (B, 384) float32, L2-normalised."""
@@ -54,6 +54,7 @@ def sentence_encoder() -> Callable[[Sequence[str]], NDArray[np.float32]]:
         ids = torch.tensor([e.ids for e in encoded])
         mask = torch.tensor([e.attention_mask for e in encoded])
         with torch.inference_mode():
-            return network(ids, mask).numpy()
+            vectors: NDArray[np.float32] = network(ids, mask).numpy()
+        return vectors
 
     return encode

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Teachers:
         with np.load(file) as stored:
             return PseudoLabels(**{key: stored[key] for key in stored.files})
 
-    def _compute(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+    def _compute(self, image: NDArray[np.uint8]) -> dict[str, Any]:
         x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         probability, index = self._probabilities(CLASSIFIER, x).topk(KEPT_CLASSES, dim=0)
         return {

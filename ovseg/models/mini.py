@@ -7,8 +7,10 @@ with text embeddings. Two branches make that vector:
                names: sum_c p(c) text(c). It knows many things coarsely.
     pyramid    strides 32 to 4 fused top-down: fine shapes, and everything that is no ImageNet class (sky, road, wall ...).
 
-A learned gate decides, in cells of 8 pixels, how much of the coarse part to keep. Convolutions carry biases and no batch norm (folded in
-the starting network), so the state dict, the ONNX graph and the trained network hold the same tensors.
+A learned gate decides, in cells of 8 pixels, how much of the coarse part to keep. The mean vector of all training pixels is
+subtracted at the end: without that, words that lie near the mean would win everywhere, and rare words never. Convolutions carry
+biases and no batch norm (folded in the starting network), so the state dict, the ONNX graph and the trained network hold the same
+tensors.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        wide = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = self.project(F.relu6(self.depthwise(wide)))
         return x + y if self.shortcut else y
 
 
@@ -68,7 +70,8 @@ class Separable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same shape."""
-        return x + self.pointwise(F.relu(self.depthwise(x)))
+        y: Tensor = self.pointwise(F.relu(self.depthwise(x)))
+        return x + y
 
 
 def _double(x: Tensor) -> Tensor:
@@ -111,6 +114,8 @@ class MiniNetwork(nn.Module):
         self.coarse_text = nn.Conv2d(coarse_width, EMBED_DIM, 1)
         self.fine_text = nn.Conv2d(width, EMBED_DIM, 1)
         self.gate = nn.Conv2d(width, 1, 1)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(EMBED_DIM))
 
     def forward_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the feature map and the ImageNet logits behind it.
@@ -148,4 +153,5 @@ class MiniNetwork(nn.Module):
         Returns:
             (B, 384, H / 4, W / 4) float32, L2-normalised over the channels.
         """
-        return F.normalize(self.forward_features(pixel_values)[0], dim=1)
+        features = F.normalize(self.forward_features(pixel_values)[0], dim=1)
+        return F.normalize(features - self.mean[:, None, None], dim=1)

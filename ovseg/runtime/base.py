@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 class Runtime(Protocol):
     """The two towers of a model on a device."""
 
-    name: str
-    """Which runtime and device: "onnx:cpu", "torch:cuda"."""
+    @property
+    def name(self) -> str:
+        """Which runtime and device: "onnx:cpu", "torch:cuda"."""
+        ...
 
     def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map (B, 3, H, W) pixel values to (B, D, h, w) float32 features, L2-normalised over D."""

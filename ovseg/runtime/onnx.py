@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 def check_installation() -> None:
     """Refuse a machine that has both builds of onnxruntime: they overwrite each other's files."""
     from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
 
     found = []
     for name in _DISTRIBUTIONS:
@@ -33,7 +37,7 @@ def check_installation() -> None:
             "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's files and the GPU may be "
             "lost. Keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         )
-    if not found:
+    if not found and find_spec("onnxruntime") is None:  # other builds have names of their own
         raise MissingDependencyError("onnxruntime is missing: pip install onnxruntime (or onnxruntime-gpu).")
 
 
@@ -58,7 +62,7 @@ class OnnxRuntime:
     Args:
         image: The image tower: `pixel_values` -> `features`.
         text: The text tower: `input_ids`, `attention_mask` -> `text_embeddings`. Loaded at the first text.
-        device: "cpu", "cuda", or None for the GPU where there is one that works.
+        device: "cpu"; "cuda", an error where it does not work; or None for the GPU if it works, else the CPU.
         threads: Threads of an operator; None for all cores.
     """
 
@@ -66,13 +70,18 @@ class OnnxRuntime:
         check_installation()
         if device not in (None, "cpu", "cuda"):
             raise InvalidArgumentError(f"device must be 'cpu', 'cuda' or None with the onnx backend; got {device!r}.")
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgumentError(f"threads must be a positive number or None; got {threads!r}.")
         self._paths = {"image": image, "text": text}
-        self._threads = threads
+        self._device, self._threads = device, threads
         self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
         self._providers = self._choose(device)
-        self.name = "onnx:cuda" if self._providers[0] == "CUDAExecutionProvider" else "onnx:cpu"
+
+    @property
+    def name(self) -> str:
+        """Which device: "onnx:cpu" or "onnx:cuda"."""
+        return "onnx:cuda" if self._providers[0] == "CUDAExecutionProvider" else "onnx:cpu"
 
     @staticmethod
     def _choose(device: str | None) -> list[str]:
@@ -87,27 +96,40 @@ class OnnxRuntime:
         return ["CPUExecutionProvider"]
 
     def _session(self, part: str) -> Any:
-        if part not in self._sessions:
-            import onnxruntime
+        with self._lock:  # threads that share a segmenter load a tower once
+            if part not in self._sessions:
+                self._sessions[part] = self._load(part)
+            return self._sessions[part]
 
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            if self._threads is not None:
-                options.intra_op_num_threads = self._threads
-            if self.name == "onnx:cuda" and hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()
-            try:
+    def _load(self, part: str) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        wants_gpu, said = self.name == "onnx:cuda", io.StringIO()
+        try:
+            # onnxruntime prints which GPU libraries it misses; stdout belongs to the caller.
+            with contextlib.redirect_stdout(said) if wants_gpu else contextlib.nullcontext():
+                if wants_gpu and hasattr(onnxruntime, "preload_dlls"):
+                    onnxruntime.preload_dlls()
                 session = onnxruntime.InferenceSession(str(self._paths[part]), options, providers=self._providers)
-            except Exception as error:  # onnxruntime's exceptions share no base class
-                raise WeightsError(f"onnxruntime cannot load {self._paths[part]}: {error}") from error
-            if session.get_providers()[0] != self._providers[0]:
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise WeightsError(f"onnxruntime cannot load {self._paths[part]}: {error}") from error
+        if said.getvalue():
+            logger.info("%s", said.getvalue().strip())
+        used = session.get_providers()
+        if used[0] != self._providers[0]:
+            trouble = "onnxruntime found a GPU but fell back to the CPU: CUDA or cuDNN 9 cannot be loaded."
+            if self._device == "cuda":
                 raise BackendError(
-                    "onnxruntime fell back to the CPU although the GPU was chosen: CUDA 13 or cuDNN 9 cannot be loaded. "
-                    "Install them (pip install 'onnxruntime-gpu[cuda,cudnn]') or use device='cpu'."
+                    f"{trouble} Install them (pip install 'onnxruntime-gpu[cuda,cudnn]') or use device='cpu'."
                 )
-            logger.info("%s tower runs on %s", part, session.get_providers()[0])
-            self._sessions[part] = session
-        return self._sessions[part]
+            logger.warning("%s The CPU is used; device='cpu' avoids this message.", trouble)
+            self._providers = used
+        logger.info("%s tower runs on %s", part, used[0])
+        return session
 
     def _run(self, part: str, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         session = self._session(part)

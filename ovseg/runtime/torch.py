@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError
+from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
 from ovseg.runtime.base import Runtime
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -45,7 +45,7 @@ class TorchRuntime:
         try:
             self._device = torch.device(device)
             torch.empty(1, device=self._device)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, TypeError) as error:
             raise BackendError(f"torch cannot use the device {device!r}: {error}") from error
         if threads is not None:
             torch.set_num_threads(threads)
@@ -59,12 +59,15 @@ class TorchRuntime:
         """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features."""
         import torch
 
-        with torch.inference_mode():
-            x = torch.from_numpy(pixel_values).to(self._device, self._dtype)
-            features = self._module(x.contiguous(memory_format=torch.channels_last)).float()
-            if self._dtype != torch.float32:
-                features = torch.nn.functional.normalize(features, dim=1)
-            output: NDArray[np.float32] = features.cpu().contiguous().numpy()
+        try:
+            with torch.inference_mode():
+                x = torch.from_numpy(pixel_values).to(self._device, self._dtype)
+                features = self._module(x.contiguous(memory_format=torch.channels_last)).float()
+                if self._dtype != torch.float32:
+                    features = torch.nn.functional.normalize(features, dim=1)
+                output: NDArray[np.float32] = features.cpu().contiguous().numpy()
+        except RuntimeError as error:  # out of memory, for one
+            raise BackendError(f"torch failed in the image tower on {self._device}: {error}") from error
         return output
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -74,10 +77,14 @@ class TorchRuntime:
 
 def build_mini(weights: Path) -> Any:
     """Build the image tower of `mini` from its safetensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from ovseg.models.mini import MiniNetwork
 
     network = MiniNetwork()
-    network.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+    try:
+        network.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:  # unreadable; damaged; other tensors than the network has
+        raise WeightsError(f"The weights {weights} are damaged or of another model: {error}") from error
     return network

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ovseg.tiling import encode_windows, window_starts
+
+CELL = 4
+Floats = NDArray[np.float32]
+MATRIX = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+sides = st.integers(1, 12).map(lambda n: 32 * n)
+
+
+def encode_cells(pixels: Floats) -> Floats:
+    """Encode each cell by its own pixels alone."""
+    batch, _, height, width = pixels.shape
+    cells = pixels.reshape(batch, 3, height // CELL, CELL, width // CELL, CELL).mean((3, 5))
+    features = np.einsum("dc,bchw->bdhw", MATRIX, cells)
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True), np.float32)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, int]:
+    """Draw a window and a stride, multiples of 32, of windows that meet or overlap."""
+    window = draw(st.integers(1, 8))
+    return 32 * window, 32 * draw(st.integers(1, window))
+
+
+@given(st.integers(1, 500), layouts())
+@settings(deadline=None)
+def test_windows_cover_the_axis_and_the_last_ends_with_it(length: int, layout: tuple[int, int]) -> None:
+    window, stride = layout
+    starts = window_starts(length, window, stride)
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    covered = {place for start in starts for place in range(start, min(start + window, length))}
+    assert covered == set(range(length))
+    if length > window:
+        assert starts[-1] + window == length
+        assert all(b - a <= stride for a, b in zip(starts, starts[1:], strict=False))
+    else:
+        assert starts == [0]
+
+
+@given(sides, sides, layouts(), st.integers(1, 5), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_windows_give_what_the_whole_gives_where_cells_are_independent(
+    height: int, width: int, layout: tuple[int, int], batch: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).standard_normal((1, 3, height, width)).astype(np.float32)
+    shapes = []
+
+    def encode(part: Floats) -> Floats:
+        shapes.append(part.shape)
+        assert part.flags.c_contiguous
+        return encode_cells(part)
+
+    found = encode_windows(pixels, encode, *layout, CELL, batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, encode_cells(pixels)[0], atol=1e-5)
+    expected = (min(height, layout[0]), min(width, layout[0]))
+    assert all(shape[0] <= batch and shape[2:] == expected for shape in shapes)
+
+
+@given(sides, sides, layouts())
+@settings(max_examples=25, deadline=None)
+def test_a_constant_stays_constant(height: int, width: int, layout: tuple[int, int]) -> None:
+    vector = np.array([0.6, 0.0, -0.8], np.float32)
+
+    def encode(part: Floats) -> Floats:
+        cells = (len(part), 3, part.shape[2] // CELL, part.shape[3] // CELL)
+        return np.broadcast_to(vector[:, None, None], cells)
+
+    found = encode_windows(np.zeros((1, 3, height, width), np.float32), encode, *layout, CELL)
+    np.testing.assert_allclose(found, np.broadcast_to(vector[:, None, None], found.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_overlaps_are_blended_by_the_distance_to_the_border(axis: int) -> None:
+    shape: list[Any] = [16, 16]
+    shape[axis] = 24
+    calls = iter(np.eye(2, dtype=np.float32))
+
+    def encode(part: Floats) -> Floats:
+        return np.broadcast_to(next(calls)[None, :, None, None], (1, 2, 4, 4))
+
+    found = encode_windows(np.zeros((1, 3, *shape), np.float32), encode, 16, 8, CELL, batch=1)
+    line = np.array([[1, 1, 1.5, 0.5, 0, 0], [0, 0, 0.5, 1.5, 1, 1]])  # weights of a window: 0.5 1.5 1.5 0.5
+    line /= np.linalg.norm(line, axis=0)
+    expected = np.broadcast_to(line[:, :, None] if axis == 0 else line[:, None], found.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_opposite_features_that_cancel_give_no_nan() -> None:
+    signs = iter([1.0, -1.0])
+
+    def encode(part: Floats) -> Floats:
+        return np.full((1, 1, part.shape[2] // CELL, part.shape[3] // CELL), next(signs), np.float32)
+
+    found = encode_windows(np.zeros((1, 3, 4, 16), np.float32), encode, 12, 4, CELL, batch=1)
+    assert np.isfinite(found).all()

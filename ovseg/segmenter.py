@@ -31,8 +31,8 @@ WINDOW = 512
 """Side of a sliding window [px]."""
 WINDOW_STRIDE = 352
 """Distance between sliding windows [px]."""
-MAX_FEATURE_BYTES = 2 << 30
-"""Largest feature map that is made."""
+MAX_FEATURE_BYTES = 512 << 20
+"""Largest feature map that is made; making it takes about four times as much memory."""
 CLASSIFY_SIZE = 224
 """Short side of the image for classification [px]: things are seen whole."""
 
@@ -56,7 +56,7 @@ def load(
         backend: "onnx" (onnxruntime, no torch needed) or "torch"; None is "onnx".
         device: "cpu", "cuda" or with torch any of its devices; None takes a GPU if there is one that works.
         dtype: "float32", "float16" or "bfloat16", with torch only; None is "float32".
-        threads: CPU threads; None for the runtime's own choice.
+        threads: CPU threads; None for the runtime's own choice. With torch this sets the threads of the whole process.
 
     Raises:
         UnknownModelError: If there is no such model; the message names the nearest.
@@ -73,10 +73,10 @@ def load(
     files = {role: folder / name for role, name in card.files.items()}
     runtime: Runtime
     if backend == "torch":
-        from ovseg.runtime.torch import TorchRuntime, build_mini
+        from ovseg.runtime.torch import BUILDERS, TorchRuntime
 
         text_only = OnnxRuntime(files["image"], files["text"], "cpu", threads)
-        runtime = TorchRuntime(lambda: build_mini(files["weights"]), text_only, device, dtype, threads)
+        runtime = TorchRuntime(lambda: BUILDERS[card.family](files["weights"]), text_only, device, dtype, threads)
     else:
         if dtype not in (None, "float32"):
             raise InvalidArgumentError(f"The onnx backend of {card.name!r} runs in float32; got dtype={dtype!r}. Use backend='torch'.")
@@ -329,8 +329,8 @@ class Segmenter:
         need = 4 * self._card.embed_dim * cells[0] * cells[1]
         if need > MAX_FEATURE_BYTES:
             raise InvalidArgumentError(
-                f"The features of {fitted[1]} x {fitted[0]} pixels would take {need / 2**30:.1f} GiB (limit "
-                f"{MAX_FEATURE_BYTES >> 30}). Choose a smaller size, or cut the image into parts."
+                f"The features of {fitted[1]} x {fitted[0]} pixels would take {need >> 20} MiB (limit "
+                f"{MAX_FEATURE_BYTES >> 20}). Choose a smaller size, or cut the image into parts."
             )
         values = self._preprocess.pixel_values(pixels, fitted)
         if window == "sliding":

@@ -342,6 +342,11 @@ _SETS = (
         "written for ovseg: frames of video, for which no published list is known "
         "(data/prompts.md of OpenAI CLIP has none for YouTube-BB)",
     ),
+    TemplateSet(
+        "mini",
+        ("{}", "a photo of the large {}.", "a photo of the small {}."),
+        "written for ovseg: what serves the model mini best, two of them from imagenet-simple",
+    ),
 )
 
 TEMPLATE_SETS: Mapping[str, TemplateSet] = MappingProxyType({entry.name: entry for entry in _SETS})

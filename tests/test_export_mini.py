@@ -30,9 +30,9 @@ NOUNS = (
 PROMPTS = ("{}", "a photo of a {}", "the {} in the background of an old black and white picture")
 
 
-def model(nodes: Sequence[Any], inputs: Sequence[Any], weights: dict[str, NDArray[Any]]) -> Any:
+def model(nodes: Sequence[Any], inputs: Sequence[Any], weights: dict[str, NDArray[Any]], *, rank: int = 2) -> Any:
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    output = helper.make_tensor_value_info("y", FLOAT, None)
+    output = helper.make_tensor_value_info("y", FLOAT, [None] * rank)
     graph = helper.make_graph(nodes, "test", inputs, [output], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", export_mini.OPSET)], ir_version=10)
 
@@ -64,7 +64,7 @@ def sentence_model() -> tuple[Any, dict[str, NDArray[Any]]]:
         helper.make_node("Add", ["rows", "bias"], ["shifted"]),
         helper.make_node("MatMul", ["shifted", "matrix"], ["y"]),
     ]
-    return model(nodes, [helper.make_tensor_value_info("ids", INT64, ["B", "T"])], weights), weights
+    return model(nodes, [helper.make_tensor_value_info("ids", INT64, ["B", "T"])], weights, rank=3), weights
 
 
 def rounded(values: Floats, axis: int) -> Floats:

@@ -232,10 +232,10 @@ def test_photographs_are_turned_upright(
 )
 def test_every_shape_works(segmenter: ovseg.Segmenter, shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
-    result = segmenter.segment(image, LABELS, size=32 if max(shape) > 1000 else None)
+    result = segmenter.segment(image, LABELS, size=SMALL if min(shape) > 1000 else None)
     assert result.segmentation.shape == shape
     assert np.array_equal(result.image, image)
-    assert np.isfinite(segmenter.classify(image[:40, :200], LABELS).scores).all()
+    assert np.isfinite(segmenter.classify(image[:40, :40], LABELS).scores).all()
 
 
 def test_damaged_files_and_numbers_are_refused(segmenter: ovseg.Segmenter, scene: Picture, tmp_path: Path) -> None:
@@ -301,15 +301,35 @@ def test_one_label_takes_everything(segmenter: ovseg.Segmenter, features: ovseg.
     assert segmenter.classify(features, "sky").scores.tolist() == [1]
 
 
+class RandomRuntime:
+    """Towers that cost nothing: a text is the sum of its tokens' random vectors, an image is a random mixture of texts."""
+
+    name = "random"
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(12)
+        self.table = self.random.standard_normal((31_000, 384), np.float32)
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        batch, _, height, width = pixel_values.shape
+        mixture = self.random.standard_normal((batch, 384, height // 4, width // 4), np.float32)
+        return mixture / np.linalg.norm(mixture, axis=1, keepdims=True)
+
+    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (self.table[input_ids] * attention_mask[..., None]).sum(1).astype(np.float32)
+
+
 @pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16), (300, np.uint16), (5000, np.uint16)])
-def test_many_labels(segmenter: ovseg.Segmenter, features: ovseg.ImageFeatures, count: int, dtype: type) -> None:
+def test_many_labels(segmenter: ovseg.Segmenter, count: int, dtype: type) -> None:
+    quick = ovseg.Segmenter(ovseg.list_models()[0], RandomRuntime(), segmenter._text._tokenizer)
+    features = quick.encode_image(np.zeros((60, 70, 3), np.uint8), size=32)
     labels = [f"{noun} {number}" for number in range(1000) for noun in LABELS][:count]
-    result = segmenter.segment(features, labels)
+    result = quick.segment(features, labels)
     assert result.segmentation.dtype == dtype
     assert result.ignore_index == np.iinfo(dtype).max
     assert len(result.labels) == count
-    expected = reference_logits(features, segmenter.encode_text(labels), 1).argmax(0)
-    assert agreement(result.segmentation, expected) > 0.999
+    assert len(np.unique(result.segmentation)) > 20
+    assert agreement(result.segmentation, reference_logits(features, quick.encode_text(labels), 1).argmax(0)) > 0.999
 
 
 @pytest.mark.parametrize("word", ["👍", "日本語", "кошка", "naïve café", "a" * 1000, "word " * 199, "C++", "&lt;", "100%", "[PAD]", "a\tb"])
@@ -400,7 +420,8 @@ def test_background_may_be_one_word_or_a_file(segmenter: ovseg.Segmenter, featur
     expected = segmenter.segment(features, ["sky"], background=["grass"])
     assert segmenter.segment(features, "sky", background="grass") == expected
     assert segmenter.segment(features, "sky", background=path) == expected
-    assert 0 < expected.coverage()["sky"] < 1
+    rivals = segmenter.segment(features, ["sky", "grass"]).segmentation
+    assert agreement(expected.segmentation, np.where(rivals == 1, 255, 0)) > 0.999
 
 
 def test_background_works_with_255_and_more_labels(segmenter: ovseg.Segmenter, features: ovseg.ImageFeatures) -> None:
@@ -497,7 +518,7 @@ def test_bad_size_is_refused(segmenter: ovseg.Segmenter, scene: Picture, size: A
 
 def test_features_too_large_for_memory_are_refused(segmenter: ovseg.Segmenter) -> None:
     image = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (6000, 8000, 3))
-    with pytest.raises(InvalidArgumentError, match="GiB"):
+    with pytest.raises(InvalidArgumentError, match="MiB"):
         segmenter.segment(image, LABELS, size="native")
 
 
@@ -759,14 +780,14 @@ def test_torch_equals_onnx(segmenter: ovseg.Segmenter, scene: Picture) -> None:
     assert other.segment(segmenter.encode_image(scene, size=SMALL), LABELS) == segmenter.segment(scene, LABELS, size=SMALL)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_torch_in_half_precision_is_near(segmenter: ovseg.Segmenter, scene: Picture, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "likeness"), [("float16", 0.999), ("bfloat16", 0.95)])
+def test_torch_in_half_precision_is_near(segmenter: ovseg.Segmenter, scene: Picture, dtype: str, likeness: float) -> None:
     pytest.importorskip("torch")
     features = ovseg.load(backend="torch", device="cpu", dtype=dtype).encode_image(scene, size=SMALL)
     assert features.embedding.dtype == np.float32
     assert np.abs(np.linalg.norm(features.embedding, axis=0) - 1).max() < 1e-5
     cosine = (features.embedding * segmenter.encode_image(scene, size=SMALL).embedding).sum(0)
-    assert cosine.mean() > 0.99
+    assert cosine.mean() > likeness
 
 
 @pytest.mark.parametrize(("options", "error"), [({"device": "nonsense"}, BackendError), ({"dtype": "int8"}, InvalidArgumentError)])

@@ -234,7 +234,7 @@ def batch_items(sources: Sources, step: int, rng: random.Random) -> list[tuple[I
 def _features(network: MiniNetwork, pixels: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = network.forward_features(pixels.contiguous(memory_format=torch.channels_last))[0]
-    return F.normalize(F.normalize(raw.float(), dim=1) - network.mean[:, None, None], dim=1)
+    return F.normalize(F.normalize(raw.float(), dim=1) - network.mean, dim=1)
 
 
 @torch.no_grad()
@@ -376,9 +376,9 @@ def train(
             features, classes = network.forward_features(pixels.to(device))
         pooled = F.normalize(F.avg_pool2d(features, 16 // OUTPUT_STRIDE).float(), dim=1)
         with torch.no_grad():
-            network.mean.lerp_(pooled.mean((0, 2, 3)), 1 - min(MEAN_KEPT, (step + 1) / (step + 5)))
-        mean = network.mean.clone().cpu()
-        cells = (pooled - network.mean[:, None, None]).cpu().unbind()
+            network.mean.lerp_(pooled.mean((0, 2, 3))[:, None, None], 1 - min(MEAN_KEPT, (step + 1) / (step + 5)))
+        mean = network.mean.flatten().clone().cpu()
+        cells = (pooled - network.mean).cpu().unbind()
         features = features.permute(0, 2, 3, 1).cpu()
         norms = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32).unbind()
         maps, logits = features.unbind(), classes.float().cpu().unbind()

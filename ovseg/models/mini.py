@@ -115,7 +115,7 @@ class MiniNetwork(nn.Module):
         self.fine_text = nn.Conv2d(width, EMBED_DIM, 1)
         self.gate = nn.Conv2d(width, 1, 1)
         self.mean: Tensor
-        self.register_buffer("mean", torch.zeros(EMBED_DIM))
+        self.register_buffer("mean", torch.zeros(EMBED_DIM, 1, 1))
 
     def forward_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the feature map and the ImageNet logits behind it.
@@ -153,5 +153,5 @@ class MiniNetwork(nn.Module):
         Returns:
             (B, 384, H / 4, W / 4) float32, L2-normalised over the channels.
         """
-        features = F.normalize(self.forward_features(pixel_values)[0], dim=1)
-        return F.normalize(features - self.mean[:, None, None], dim=1)
+        features = F.normalize(self.forward_features(pixel_values)[0].float(), dim=1)  # lengths overflow in half precision
+        return F.normalize(features - self.mean.float(), dim=1)

@@ -88,3 +88,7 @@ def build_mini(weights: Path) -> Any:
     except (OSError, SafetensorError, RuntimeError) as error:  # unreadable; damaged; other tensors than the network has
         raise WeightsError(f"The weights {weights} are damaged or of another model: {error}") from error
     return network
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {"mini": build_mini}
+"""Family of a model -> what builds its image tower."""

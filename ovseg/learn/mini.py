@@ -39,7 +39,7 @@ NEGATIVES = 24
 """Words of other things added to each softmax."""
 MAX_NAME_NOISE = 0.7
 """Largest length of the random vector added to a text embedding of length 1."""
-READOUT_GAIN = 3.0
+READOUT_GAIN = 5.0
 """Length of the vectors that the read-out sums: it was learned from a million images and must not drown in the pyramid."""
 BACKBONE_RATE = 0.03
 """Learning rate of the backbone, as a part of that of the new layers."""

@@ -29,4 +29,4 @@ lint: .venv/test/installed
 clean:
 	rm -rf .venv build ovseg.egg-info demo.overlay.png
 
-DEMO_LABELS = sky tree temple
+DEMO_LABELS = sky tree temple lake

@@ -231,7 +231,7 @@ def test_the_shipped_text_tower_is_near_the_original(segmenter: ovseg.Segmenter)
 
     texts = [prompt.format(noun) for prompt in PROMPTS for noun in NOUNS]
     assert len(texts) >= 200
-    found, original = segmenter.encode_text(texts), sentence_encoder()(texts)
+    found, original = segmenter.encode_text(texts, templates="none"), sentence_encoder()(texts)
     cosine = (found * original).sum(1)
     assert cosine.mean() > 0.999
     assert cosine.min() > 0.99

@@ -234,7 +234,7 @@ def export(weights: Path, out: Path) -> dict[str, float]:
     """
     import torch
 
-    state = torch.load(weights, weights_only=True)
+    state = torch.load(weights, weights_only=True, map_location="cpu")
     state = state.get("average", state)
     with tempfile.TemporaryDirectory() as name:
         part = Path(name)

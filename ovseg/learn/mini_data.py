@@ -157,12 +157,14 @@ def crop_item(item: Item, size: int, rng: random.Random, scales: tuple[float, fl
     left = rng.uniform(min(0.0, width - window_w), max(0.0, width - window_w))
     flip = rng.random() < 0.5
 
-    def grid(cells: int) -> tuple[Tensor, Tensor]:
-        """Image coordinates in [-1, 1] of the centres of cells x cells cells, for `grid_sample`."""
+    def lookup(cells: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Find where the centres of cells x cells cells lie in a map of the image: row, column, and whether outside of it."""
         centres = (torch.arange(cells) + 0.5) / cells
         y = (top + centres * window_h) / height * 2 - 1
         x = (left + (centres.flip(0) if flip else centres) * window_w) / width * 2 - 1
-        return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1), y
+        ys, xs = ((y + 1) / 2 * rows).floor().long()[:, None], ((x + 1) / 2 * columns).floor().long()[None]
+        outside = (ys < 0) | (ys >= rows) | (xs < 0) | (xs >= columns)
+        return ys.clamp(0, rows - 1), xs.clamp(0, columns - 1), outside
 
     window = [max(0, int(top)), min(height, int(top + window_h) + 2), max(0, int(left)), min(width, int(left + window_w) + 2)]
     part = torch.from_numpy(item.image[window[0] : window[1], window[2] : window[3]].copy()).permute(2, 0, 1)[None].float()
@@ -177,22 +179,15 @@ def crop_item(item: Item, size: int, rng: random.Random, scales: tuple[float, fl
     inside = ((y.abs() <= 1)[:, None] & (x.abs() <= 1)[None]).float()
     pixels = _recolour(pixels, rng) * inside + 127.5 * (1 - inside)
 
-    points, _ = grid(size // LABEL_STRIDE)
-    ys = ((points[:, 0, 1] + 1) / 2 * height).floor().long()
-    xs = ((points[0, :, 0] + 1) / 2 * width).floor().long()
-    outside = ((ys < 0) | (ys >= height))[:, None] | ((xs < 0) | (xs >= width))[None]
+    ys, xs, outside = lookup(size // LABEL_STRIDE, height, width)
     layers = []
     for layer in item.layers:
-        labels = torch.from_numpy(layer.labels)[ys.clamp(0, height - 1)[:, None], xs.clamp(0, width - 1)[None]].long()
+        labels = torch.from_numpy(layer.labels)[ys, xs].long()
         layers.append((labels.masked_fill(outside, UNLABELLED), layer))
     classes = probs = None
     if item.pseudo is not None:
-        points, _ = grid(size // 16)
         h, w = item.pseudo.image_class.shape[:2]
-        ys = ((points[:, 0, 1] + 1) / 2 * h).floor().long()
-        xs = ((points[0, :, 0] + 1) / 2 * w).floor().long()
-        outside = ((ys < 0) | (ys >= h))[:, None] | ((xs < 0) | (xs >= w))[None]
-        ys, xs = ys.clamp(0, h - 1)[:, None], xs.clamp(0, w - 1)[None]
+        ys, xs, outside = lookup(size // 16, h, w)
         classes = torch.from_numpy(item.pseudo.image_class)[ys, xs].long().permute(2, 0, 1)
         probs = torch.from_numpy(item.pseudo.image_prob)[ys, xs].float().permute(2, 0, 1) * ~outside
     return Crop(pixels / 127.5 - 1, layers, classes, probs, item.title)

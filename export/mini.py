@@ -133,11 +133,12 @@ def export_image(state: dict[str, torch.Tensor], out: Path) -> float:
     import torch
     from safetensors.torch import save_file
 
-    from ovseg.runtime.torch import build_mini
+    from ovseg.loading import read_safetensors
+    from ovseg.models.mini import build
 
     weights = out / "image.safetensors"
     save_file({name: value.half().contiguous() for name, value in state.items()}, weights)
-    network = build_mini(weights).eval()
+    network = build({}, read_safetensors([weights])).eval()
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
         network,

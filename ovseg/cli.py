@@ -23,6 +23,7 @@ FORMATS = ("overlay", "png", "json", "geojson", "npz")
 _SUFFIX_OF = {"overlay": ".overlay.png", "png": ".png", "json": ".json", "geojson": ".geojson", "npz": ".npz"}
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _IMAGE_SUFFIXES = {*_PICTURES, ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga"}
+_WINDOWS = ("whole", "sliding", "multiscale")
 _BAR = 28  # characters of the longest bar in a table
 _NAMED = 12  # labels that are named as not found
 
@@ -81,11 +82,17 @@ def _overview() -> str:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", default="mini", help="a name that `ovseg models` lists (mini)")
-    parser.add_argument("--backend", choices=("onnx", "torch"), help="runtime (onnx)")
+    parser.add_argument("-m", "--model", default="mini", help="a name that `ovseg models` lists, hf-hub:OWNER/NAME, or a folder (mini)")
+    parser.add_argument("--backend", choices=("onnx", "torch"), help="runtime (what the model runs with)")
     parser.add_argument("--device", help="cpu, cuda, ... (a GPU if there is one)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision, with --backend torch")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--readout", help="how dense features are read out of a CLIP or TIPS tower: naclip, maskclip, ... (the card's)")
+    parser.add_argument("--proxy", metavar="TIMM", help="network that gives the attention, with --readout proxyclip")
+    parser.add_argument("--weights", action="append", metavar="FILE", help="your own .safetensors; may repeat; 'random' to measure speed")
+    parser.add_argument("--revision", help="branch, tag or commit in the hub")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (HF_HOME)")
+    parser.add_argument("--local-files-only", action="store_true", help="use only what was downloaded before")
 
 
 def _word_options(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +104,20 @@ def _word_options(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> Segmenter:
     from ovseg.segmenter import load
 
-    return load(options.model, backend=options.backend, device=options.device, dtype=options.dtype, threads=options.threads)
+    weights = options.weights[0] if options.weights is not None and len(options.weights) == 1 else options.weights
+    return load(
+        options.model,
+        backend=options.backend,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        readout=options.readout,
+        proxy=options.proxy,
+        weights=weights,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
+    )
 
 
 def _split_words(options: argparse.Namespace) -> tuple[list[str], Any]:
@@ -156,7 +176,7 @@ def _segment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--background", action="append", metavar="WORD", help="word for everything else; may repeat")
     parser.add_argument("--threshold", type=float, help="pixels with a lower best score stay undecided, 0 to 1")
     parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
-    parser.add_argument("--window", choices=("whole", "sliding"), help="see the image at once or by windows (whole)")
+    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print no table")
     _model_options(parser)
 
@@ -334,23 +354,71 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _models_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="also name every other tower of open_clip that works")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _models(options: argparse.Namespace) -> int:
     from ovseg.registry import cards
 
+    others: list[str] = []
+    if options.all:
+        from ovseg.loading import clip_names
+
+        others = [name for name in clip_names() if name not in cards()]
     rows = [
-        {"name": c.name, "license": c.license, "megabytes": c.megabytes, "embed_dim": c.embed_dim, "scores": dict(c.scores)}
+        {
+            "name": c.name, "license": c.license, "access": c.access, "megabytes": c.megabytes, "embed_dim": c.embed_dim,
+            "scores": dict(c.scores),
+        }
         for c in cards().values()
-    ]
+    ]  # fmt: skip
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows + [{"name": name} for name in others], indent=2))
         return 0
-    print(f"{'name':16} {'licence of weights':20} {'size':>8}  scores")
-    for row in rows:
-        scores = ", ".join(f"{key} {value:g}" for key, value in row["scores"].items())  # type: ignore[attr-defined]
-        print(f"{row['name']:16} {row['license']:20} {row['megabytes']:5g} MB  {scores}")
+    column = max(len(card.name) for card in cards().values())
+    licences = max(len(card.license) for card in cards().values())
+    print(f"{'name':{column}}  {'licence of weights':{max(licences, 18)}}  {'size':>8}  scores")
+    for card in cards().values():
+        scores = ", ".join(f"{key} {value:g}" for key, value in card.scores.items())
+        print(f"{card.name:{column}}  {card.license:{max(licences, 18)}}  {card.megabytes:5.0f} MB  {scores}".rstrip())
+    for name in others:
+        print(name)
+    if not options.all:
+        print("\nAlso clip-<tower>-<pretrained> for any tower of open_clip (ovseg models --all), hf-hub:OWNER/NAME, and folders.")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------------- benchmark
+
+
+def _benchmark_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-size", default="640x480", metavar="WxH", help="size of the image [px] (640x480)")
+    parser.add_argument("--labels", default="1,10,100", metavar="N,N", help="numbers of labels (1,10,100)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median is shown (3)")
+    parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
+    parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
+    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    _model_options(parser)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from ovseg.evaluation.benchmark import benchmark
+    from ovseg.output.files import write_atomically
+
+    try:
+        width, height = (int(part) for part in options.image_size.lower().split("x"))
+        counts = [int(part) for part in options.labels.split(",")]
+    except ValueError as error:
+        raise InvalidArgumentError(f"--image-size is WxH and --labels N,N: {error}.") from error
+    result = benchmark(
+        lambda: _load(options), (height, width), counts, options.repeats, options.size, options.window, options.templates
+    )
+    print(result.format_table())
+    if options.json:
+        with write_atomically(options.json) as file:
+            file.write(json.dumps(result.as_dict(), indent=2).encode())
     return 0
 
 
@@ -362,7 +430,7 @@ def _eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, metavar="FILE", help="other names for the classes, in the order of labels.txt")
     parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
     parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
-    parser.add_argument("--window", choices=("whole", "sliding"), help="see the image at once or by windows (whole)")
+    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
     parser.add_argument("--limit", type=int, metavar="N", help="evenly spaced images to use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     _model_options(parser)
@@ -393,6 +461,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[
     "segment": (_segment_options, _segment, "Say which word every pixel is."),
     "classify": (_classify_options, _classify, "Say which word the whole image shows."),
     "models": (_models_options, _models, "List the models, their licence and scores."),
+    "benchmark": (_benchmark_options, _benchmark, "Measure time and memory by the number of labels."),
     "eval": (_eval_options, _eval, "Measure mIoU on a folder of images and label maps."),
 }
 

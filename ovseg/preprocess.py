@@ -11,6 +11,7 @@ from PIL import Image
 
 from ovseg.errors import InvalidArgumentError
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_UPSCALE = 4.0
 """A small image is enlarged by at most this factor: more pixels than that carry no information."""
 
@@ -25,6 +26,8 @@ class Preprocess:
         short_side: Short side the model's own policy aims at [px].
         max_area: Largest area that policy aims at [px]; rounding to multiples may add up to a third.
         multiple: Height and width of the network's input are multiples of this [px].
+        resample: "bilinear" or "bicubic".
+        square: Side of the square that every image is squeezed to [px], for networks that see only squares; None for others.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -32,6 +35,13 @@ class Preprocess:
     short_side: int = 448
     max_area: int = 448 * 896
     multiple: int = 32
+    resample: str = "bilinear"
+    square: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a card says."""
+        if self.resample not in _FILTERS:
+            raise InvalidArgumentError(f"resample must be one of {', '.join(_FILTERS)}; got {self.resample!r}.")
 
     def input_size(self, image_size: tuple[int, int], size: int | str | None = None) -> tuple[int, int]:
         """Choose the (height, width) an image is resized to.
@@ -47,7 +57,11 @@ class Preprocess:
         if isinstance(size, str):
             if size != "native":
                 raise InvalidArgumentError(f"size must be None, a number of pixels or 'native'; got {size!r}.")
+            if self.square is not None:
+                raise InvalidArgumentError("This model sees squares only: size='native' has no meaning for it. Give a number, or None.")
             return height, width
+        if size is None and self.square is not None:
+            return self.square, self.square
         if size is None:
             scale = min(self.short_side / min(height, width), math.sqrt(self.max_area / (height * width)), MAX_UPSCALE)
         else:
@@ -55,6 +69,9 @@ class Preprocess:
                 raise InvalidArgumentError(f"size must be None, a number of pixels or 'native'; got {size!r}.")
             if not self.multiple <= size <= 8192:
                 raise InvalidArgumentError(f"size must be between {self.multiple} and 8192 pixels; got {size}.")
+            if self.square is not None:
+                side = round(size / self.multiple) * self.multiple
+                return side, side
             scale = size / min(height, width)
         # A strip of a few pixels by thousands must not become thousands by hundreds of thousands.
         longest = max(self.max_area / self.multiple if size is None else 8192.0 * 4, self.multiple)
@@ -73,12 +90,40 @@ class Preprocess:
             (1, 3, height', width') float32, normalised. Padding repeats the last row and column.
         """
         if image.shape[:2] != size:
-            resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0)
+            resized = Image.fromarray(image).resize(size[::-1], _FILTERS[self.resample], reducing_gap=3.0)
             image = np.asarray(resized)
-        values = image.astype(np.float32)
-        values -= 255 * np.asarray(self.mean, np.float32)
-        values /= 255 * np.asarray(self.std, np.float32)
+        values = self._normalised(image)
         pad = [(0, -side % self.multiple) for side in size]
         if any(after for _, after in pad):
             values = np.pad(values, (*pad, (0, 0)), mode="edge")
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+
+    def fitted(self, image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.float32]:
+        """Fit an image into the square that a network classifies.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            side: Side of the square [px].
+            fit: "crop": the short side becomes `side` and the middle is cut out; "squash": both sides become `side`.
+
+        Returns:
+            (1, 3, side, side) float32, normalised.
+        """
+        picture = Image.fromarray(image)
+        if fit == "squash":
+            picture = picture.resize((side, side), _FILTERS[self.resample])
+        else:
+            short = min(picture.size)
+            if max(picture.size) > 8 * short:  # of a long strip only the middle is seen: do not enlarge all of it
+                left, top = (max(0, (length - 8 * short) // 2) for length in picture.size)
+                picture = picture.crop((left, top, picture.width - left, picture.height - top))
+            size = [max(side, int(side * length / short)) for length in picture.size]
+            left, top = (round((length - side) / 2) for length in size)
+            picture = picture.resize((size[0], size[1]), _FILTERS[self.resample]).crop((left, top, left + side, top + side))
+        return np.ascontiguousarray(self._normalised(np.asarray(picture)).transpose(2, 0, 1)[None])
+
+    def _normalised(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = image.astype(np.float32)
+        values -= 255 * np.asarray(self.mean, np.float32)
+        values /= 255 * np.asarray(self.std, np.float32)
+        return values

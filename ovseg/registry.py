@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,13 @@ from ovseg.errors import UnknownModelError, WeightsError
 
 _CARD = re.compile(r"---\s*?\n(.*?)^---\s*?$\n?(.*)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?:\s+(.*))?$")
-_KINDS = {"str": ("text", (str,)), "int": ("a whole number", (int,)), "float": ("a number", (int, float))}
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "str": ("text", (str,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "float | None": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,16 @@ class ModelCard:
         sha256: File name -> hash of its content.
         scores: What it measures -> score.
         megabytes: Size of the weights.
+        source: Where weights come from that are not in the package: {"hub": "owner/name", "files": {role: file}, "revision": ""};
+            {"open_clip": [tower, pretrained]}; or {"manual": what to do}.
+        access: A sentence about weights that are gated or not for commercial use; "" for others.
+        options: What the family's `build` gets: variant, read-out, ...
+        window: The model's own sliding windows, {"size": px, "stride": px}; {} to see the image whole.
+        classify: How an image is fitted for classification, {"size": px, "fit": "crop" or "squash"}; {} for the mean feature.
+        align_corners: Whether the outer cells of the feature map lie on the outer pixels.
+        conditional: Whether the network runs once for each label; there are no features to keep then.
+        activation: How logits of one label become its score: "softmax" over the labels, "sigmoid", or "none".
+        threshold: Least score of a decided pixel where the user names none; None for 0.
         text: The prose under the front matter.
     """
 
@@ -54,6 +70,15 @@ class ModelCard:
     sha256: Mapping[str, str]
     scores: Mapping[str, float]
     megabytes: float
+    source: Mapping[str, Any] = field(default_factory=dict)
+    access: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    window: Mapping[str, int] = field(default_factory=dict)
+    classify: Mapping[str, Any] = field(default_factory=dict)
+    align_corners: bool = False
+    conditional: bool = False
+    activation: str = "softmax"
+    threshold: float | None = None
     text: str = field(repr=False, default="")
 
 
@@ -84,8 +109,10 @@ def parse_card(content: str, origin: str) -> ModelCard:
             values[match[1]] = json.loads(value)
         except json.JSONDecodeError:
             values[match[1]] = value
-    known = {entry.name: str(entry.type) for entry in fields(ModelCard) if entry.name != "text"}
-    missing = [key for key in known if key not in values]
+    entries = [entry for entry in fields(ModelCard) if entry.name != "text"]
+    needed = [entry.name for entry in entries if entry.default is MISSING and entry.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
+    known = {entry.name: str(entry.type) for entry in entries if entry.name in values}
     if missing:
         raise WeightsError(f"{origin}: the front matter lacks {', '.join(missing)}.")
     for key, kind in known.items():

@@ -5,36 +5,25 @@ from __future__ import annotations
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovseg import similarity
-from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OvsegError, UnknownModelError, WeightsError
+from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OvsegError, UnknownModelError
 from ovseg.features import ImageFeatures
-from ovseg.image import ImageInput, load_image
-from ovseg.preprocess import Preprocess
-from ovseg.registry import ModelCard, cards, find_card, weights_folder
+from ovseg.hub import HubOptions
+from ovseg.image import ImageInput
+from ovseg.loading import Request, Weights, load_model
+from ovseg.registry import ModelCard, cards
 from ovseg.result import Classification, Segmentation
-from ovseg.text import TextTower, normalised
-from ovseg.tiling import encode_windows
+from ovseg.runtime.base import ConditionalRuntime, Runtime
+from ovseg.text import Tokenize, normalised
+from ovseg.towers import Conditional, TwoTowers
 from ovseg.vocabulary import Labels, Template, Templates, parse_labels, parse_templates
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from ovseg.runtime.base import Runtime
-
 DEFAULT_MODEL = "mini"
-WINDOW = 512
-"""Side of a sliding window [px]."""
-WINDOW_STRIDE = 352
-"""Distance between sliding windows [px]."""
-MAX_FEATURE_BYTES = 512 << 20
-"""Largest feature map that is made; making it takes about four times as much memory."""
-CLASSIFY_SIZE = 224
-"""Short side of the image for classification [px]: things are seen whole."""
 
 Images = ImageInput | ImageFeatures
 ImageList = list[Any] | tuple[Images, ...]
@@ -42,61 +31,47 @@ ImageList = list[Any] | tuple[Images, ...]
 
 
 def load(
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     *,
     backend: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    readout: str | None = None,
+    proxy: str | None = None,
+    weights: Weights | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
 ) -> Segmenter:
     """Load a model.
 
     Args:
-        model: A name of `list_models()`.
-        backend: "onnx" (onnxruntime, no torch needed) or "torch"; None is "onnx".
+        model: A name of `list_models()`; "clip-<tower>-<pretrained>" for any tower of open_clip; "hf-hub:owner/name"; or a folder
+            ("local-dir:PATH" or its path).
+        backend: "onnx" (onnxruntime, no torch needed) or "torch"; None for what the model runs with.
         device: "cpu", "cuda" or with torch any of its devices; None takes a GPU if there is one that works.
         dtype: "float32", "float16" or "bfloat16", with torch only; None is "float32".
         threads: CPU threads; None for the runtime's own choice. With torch this sets the threads of the whole process.
+        readout: How dense features are read out of a CLIP or TIPS tower ("naclip", "maskclip", "value", ...); None for the card's.
+        proxy: With readout="proxyclip", the timm name of the network whose features give the attention.
+        weights: Your own weights in the published layout: a .safetensors file, several, or a mapping of tensors; None fetches the
+            published ones where there are any; "random" makes a network that knows nothing, to measure its speed.
+        revision: Branch, tag or commit of the hub's repository; None for the card's.
+        cache_dir: Where downloads are kept; None for the hub's own cache (HF_HOME).
+        local_files_only: Whether to use only what is in the cache.
+        token: Access token of the hub; None for the one that is logged in.
 
     Raises:
         UnknownModelError: If there is no such model; the message names the nearest.
-        WeightsError: If its weights are missing or damaged.
-        MissingDependencyError: If the backend is not installed.
+        WeightsError: If its weights are missing, damaged, cannot be fetched, or are of another model.
+        MissingDependencyError: If a package is not installed.
         BackendError: If the device cannot be used.
     """
-    card = _card(model)
-    if backend not in (None, "onnx", "torch"):
-        raise InvalidArgumentError(f"backend must be 'onnx', 'torch' or None; got {backend!r}.")
-    from ovseg.runtime.onnx import OnnxRuntime
-
-    folder = weights_folder(card)
-    files = {role: folder / name for role, name in card.files.items()}
-    runtime: Runtime
-    if backend == "torch":
-        from ovseg.runtime.torch import BUILDERS, TorchRuntime
-
-        text_only = OnnxRuntime(files["image"], files["text"], "cpu", threads)
-        runtime = TorchRuntime(lambda: BUILDERS[card.family](files["weights"]), text_only, device, dtype, threads)
-    else:
-        if dtype not in (None, "float32"):
-            raise InvalidArgumentError(f"The onnx backend of {card.name!r} runs in float32; got dtype={dtype!r}. Use backend='torch'.")
-        runtime = OnnxRuntime(files["image"], files["text"], device, threads)
-    return Segmenter(card, runtime, _read_tokenizer(files["tokenizer"]))
-
-
-def _card(model: str) -> ModelCard:
-    if not isinstance(model, str):
-        raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
-    return find_card(model)
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise WeightsError(f"The tokenizer {path} is damaged: {error}. Reinstall ovseg.") from error
+    hub = HubOptions(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    loaded = load_model(model, Request(backend, device, dtype, threads, readout, proxy, weights, hub))
+    return Segmenter(loaded.card, loaded.runtime, loaded.tokenize)
 
 
 class Segmenter:
@@ -106,15 +81,19 @@ class Segmenter:
 
     Args:
         card: The model's card.
-        runtime: Runs its two towers.
-        tokenizer: A `tokenizers.Tokenizer`.
+        runtime: Runs its network.
+        tokenize: Gives the token ids of texts.
     """
 
-    def __init__(self, card: ModelCard, runtime: Runtime, tokenizer: Tokenizer) -> None:
+    def __init__(self, card: ModelCard, runtime: Runtime | ConditionalRuntime, tokenize: Tokenize) -> None:
         self._card = card
-        self._runtime = runtime
-        self._text = TextTower(tokenizer, runtime.encode_text)
-        self._preprocess = Preprocess(**card.preprocess)
+        kind: Any = Conditional if card.conditional else TwoTowers
+        self._model: Any = kind(card, runtime, tokenize)  # the two differ in what they make of words, which only they look into
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model's card says: licence, size, scores, preprocessing."""
+        return self._card
 
     @property
     def name(self) -> str:
@@ -124,7 +103,8 @@ class Segmenter:
     @property
     def device(self) -> str:
         """Runtime and device: "onnx:cpu", "torch:cuda", ..."""
-        return self._runtime.name
+        name: str = self._model.device
+        return name
 
     def __repr__(self) -> str:
         """Name the model and where it runs."""
@@ -179,10 +159,11 @@ class Segmenter:
             templates: Prompt templates: the name of a set ("imagenet", "food", ...), a string with `{}`, a function, or a list of
                 these; None for the model's own.
             background: Words for everything else. Pixels that look more like one of them than like any label get `ignore_index`.
-            threshold: Pixels whose best score is below it get `ignore_index`; in [0, 1].
+            threshold: Pixels whose best score is below it get `ignore_index`; in [0, 1]. None for the model's own, most often 0.
             size: None for the model's own policy, an int for the short side [px], "native" for the pixels as they are. Belongs
                 to `encode_image` where features are given, as does `window`.
-            window: None or "whole" to see the image at once, "sliding" for overlapping windows of 512 px.
+            window: "whole" to see the image at once, "sliding" for overlapping windows, "multiscale" for the mean over six scales and
+                mirror images of LSeg's evaluation (forty times slower); None for the model's own policy.
             scores: Whether to keep the score of every label at every pixel, (K, H, W) float32; with `background` they sum to
                 less than 1.
 
@@ -197,29 +178,31 @@ class Segmenter:
         names = _Names.of(labels, background)
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1):
             raise InvalidArgumentError(f"threshold must be a number in [0, 1] or None; got {threshold!r}.")
-        text = self._text.embed_names(names.words, self._templates(templates))
+        if threshold is None:
+            threshold = self._card.threshold
+        words = self._model.read(names.words, self._templates(templates))
         if isinstance(image, (list, tuple)):
-            return [self._segment_one(one, names, text, threshold, size, window, scores) for one in image]
-        return self._segment_one(image, names, text, threshold, size, window, scores)
+            return [self._segment_one(one, names, words, threshold, size, window, scores) for one in image]
+        return self._segment_one(image, names, words, threshold, size, window, scores)
 
     def _segment_one(
         self,
         image: Images,
         names: _Names,
-        text: NDArray[np.float32],
+        words: Any,
         threshold: float | None,
         size: int | str | None,
         window: str | None,
         scores: bool,
     ) -> Segmentation:
-        features = self._features(image, size, window)
-        grid = similarity.Grid(features.embedding, features.image_size, features.extent)
-        scale, count = self._card.logit_scale, len(names.labels)
+        answer = self._model.answer(image, words, size, window)
+        grid, count = answer.grid, len(names.labels)
         kind, ignore_index = (np.uint8, 255) if count <= 255 else (np.uint16, 65535)
-        result = np.empty(features.image_size, kind)
-        kept = _room_for_scores(count, features.image_size) if scores else None
+        result = np.empty(grid.image_size, kind)
+        kept = _room_for_scores(count, grid.image_size) if scores else None
         if scores or threshold is not None:
-            for rows, part in similarity.score_strips(grid, text, names.owner, scale):
+            strips = similarity.score_strips(grid, answer.names, names.owner, answer.scale, activation=self._card.activation)
+            for rows, part in strips:
                 best = part.argmax(0)
                 undecided = best >= count
                 if threshold is not None:
@@ -228,9 +211,9 @@ class Segmenter:
                 if kept is not None:
                     kept[:, rows] = part[:count]
         else:
-            best = similarity.label_map(grid, text, names.owner, scale)
+            best = similarity.label_map(grid, answer.names, names.owner, answer.scale)
             result[:] = np.where(best >= count, ignore_index, best)
-        return Segmentation(result, names.labels, ignore_index, kept, features.image, self.name)
+        return Segmentation(result, names.labels, ignore_index, kept, answer.image, self.name)
 
     @overload
     def classify(self, image: ImageList, labels: Labels, *, templates: Templates = None) -> list[Classification]: ...
@@ -243,7 +226,8 @@ class Segmenter:
     ) -> Classification | list[Classification]:
         """Say which of the labels the whole image shows (zero-shot classification).
 
-        The same weights answer: the mean of the image's features is compared with the prompts of each label.
+        The same weights answer: the embedding of the whole image, or the mean of its features where the network has none, is compared with
+        the prompts of each label.
 
         Args:
             image: As for `segment`. Features made for `segment` are finer than those made here, and may score otherwise.
@@ -254,17 +238,15 @@ class Segmenter:
             A `Classification` with scores that sum to 1; for a list of images a list of them.
         """
         names = _Names.of(labels, None)
-        text = self._text.embed_names(names.words, self._templates(templates))
+        if self._card.conditional:
+            self._model.pooled(None)  # refuses
+        text = self._model.read(names.words, self._templates(templates))
         if isinstance(image, (list, tuple)):
             return [self._classify_one(one, names, text) for one in image]
         return self._classify_one(image, names, text)
 
     def _classify_one(self, image: Images, names: _Names, text: NDArray[np.float32]) -> Classification:
-        features = self._features(image, None if isinstance(image, ImageFeatures) else CLASSIFY_SIZE, None)
-        rows, columns = (max(1, round(cells)) for cells in features.extent)
-        pooled = features.embedding[:, :rows, :columns].mean((1, 2))
-        pooled /= max(float(np.linalg.norm(pooled)), 1e-12)
-        logits = np.maximum.reduceat(self._card.logit_scale * (text @ pooled), names.starts)
+        logits = np.maximum.reduceat(self._card.logit_scale * (text @ self._model.pooled(image)), names.starts)
         scores = np.exp(logits - logits.max())
         return Classification(names.labels, (scores / scores.sum()).astype(np.float32), self.name)
 
@@ -290,8 +272,9 @@ class Segmenter:
             `ImageFeatures`, to be given to `segment` and `classify` in place of the image; for a list of images a list of them.
         """
         if isinstance(image, (list, tuple)):
-            return [self._features(one, size, window) for one in image]
-        return self._features(image, size, window)
+            return [self._model.features(one, size, window) for one in image]
+        features: ImageFeatures = self._model.features(image, size, window)
+        return features
 
     def encode_text(self, labels: Labels, *, templates: Templates = None) -> NDArray[np.float32]:
         """Compute text embeddings.
@@ -304,40 +287,13 @@ class Segmenter:
             (K, D) float32, L2-normalised.
         """
         names = _Names.of(labels, None)
-        vectors = self._text.embed_names(names.words, self._templates(templates))
+        if self._card.conditional:
+            self._model.pooled(None)  # refuses
+        vectors = self._model.read(names.words, self._templates(templates))
         return normalised(np.add.reduceat(vectors, names.starts, axis=0))
 
     def _templates(self, templates: Templates) -> tuple[Template, ...]:
         return parse_templates(templates, default=self._card.templates)
-
-    def _features(self, image: Images, size: int | str | None, window: str | None) -> ImageFeatures:
-        if window not in (None, "whole", "sliding"):
-            raise InvalidArgumentError(f"window must be None, 'whole' or 'sliding'; got {window!r}.")
-        if isinstance(image, ImageFeatures):
-            if image.model != self.name:
-                raise InvalidArgumentError(f"These features are of the model {image.model!r}, not of {self.name!r}.")
-            if size is not None or window is not None:
-                raise InvalidArgumentError("Features have their size already: give size and window to encode_image.")
-            return image
-        pixels = load_image(image)
-        if pixels is image or not pixels.flags.owndata:  # the caller may go on writing to it
-            pixels = pixels.copy()
-        fitted = self._preprocess.input_size(pixels.shape[:2], size)
-        cells = [-(-side // self._preprocess.multiple) * self._preprocess.multiple // self._card.stride for side in fitted]
-        need = 4 * self._card.embed_dim * cells[0] * cells[1]
-        if need > MAX_FEATURE_BYTES:
-            raise InvalidArgumentError(
-                f"The features of {fitted[1]} x {fitted[0]} pixels would take {need >> 20} MiB (limit "
-                f"{MAX_FEATURE_BYTES >> 20}). Choose a smaller size, or cut the image into parts."
-            )
-        values = self._preprocess.pixel_values(pixels, fitted)
-        if window == "sliding":
-            embedding = encode_windows(values, self._runtime.encode_image, WINDOW, WINDOW_STRIDE, self._card.stride)
-        else:
-            embedding = self._runtime.encode_image(values)[0]
-        extent = (fitted[0] / self._card.stride, fitted[1] / self._card.stride)
-        return ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], extent, self.name, pixels)
-
 
 
 class _Names:
@@ -378,14 +334,16 @@ def _room_for_scores(count: int, size: tuple[int, int]) -> NDArray[np.float32]:
         ) from error
 
 
-def _shared(model: str, device: str | None) -> Segmenter:
+def _shared(model: str | Path, device: str | None) -> Segmenter:
     if device is not None and not isinstance(device, str):
         raise InvalidArgumentError(f"device must be 'cpu', 'cuda' or None; got {device!r}.")
-    return _loaded(_card(model).name, device)
+    if not isinstance(model, (str, Path)):
+        raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
+    return _loaded(model, device)
 
 
 @lru_cache(maxsize=2)
-def _loaded(model: str, device: str | None) -> Segmenter:
+def _loaded(model: str | Path, device: str | None) -> Segmenter:
     return load(model, device=device)
 
 
@@ -394,7 +352,7 @@ def segment(
     image: ImageList,
     labels: Labels,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     device: str | None = None,
     templates: Templates = None,
     background: Labels | None = None,
@@ -410,7 +368,7 @@ def segment(
     image: Images,
     labels: Labels,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     device: str | None = None,
     templates: Templates = None,
     background: Labels | None = None,
@@ -425,7 +383,7 @@ def segment(
     image: Images | ImageList,
     labels: Labels,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     device: str | None = None,
     templates: Templates = None,
     background: Labels | None = None,
@@ -463,7 +421,7 @@ def classify(
     image: ImageList,
     labels: Labels,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     device: str | None = None,
     templates: Templates = None,
 ) -> list[Classification]: ...
@@ -479,7 +437,7 @@ def classify(
     image: Images | ImageList,
     labels: Labels,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     device: str | None = None,
     templates: Templates = None,
 ) -> Classification | list[Classification]:

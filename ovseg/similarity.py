@@ -38,9 +38,17 @@ class Axis:
     weight: Floats
 
     @classmethod
-    def make(cls, pixels: int, cells: int, extent: float) -> Axis:
-        """Place `pixels` evenly over the first `extent` of `cells` cells."""
-        position = (np.arange(pixels) + 0.5) * (extent / pixels) - 0.5
+    def make(cls, pixels: int, cells: int, extent: float, corner_stride: int | None = None) -> Axis:
+        """Place `pixels` evenly over the first `extent` of `cells` cells.
+
+        With `corner_stride`, the outer pixels of the image lie on the outer pixels of the network's input (of `corner_stride` pixels a
+        cell), and the outer pixels of the input on the outer cells.
+        """
+        if corner_stride is None:
+            position = (np.arange(pixels) + 0.5) * (extent / pixels) - 0.5
+        else:
+            inside = (extent * corner_stride - 1) / max(pixels - 1, 1)
+            position = np.arange(pixels) * (inside * (cells - 1) / max(cells * corner_stride - 1, 1))
         position = np.clip(position, 0, cells - 1)
         low = np.floor(position).astype(np.intp)
         return cls(low, np.minimum(low + 1, cells - 1), (position - low).astype(np.float32))
@@ -69,17 +77,20 @@ class Grid:
         embedding: (D, h, w) float32, L2-normalised over D.
         image_size: (H, W) of the image [px].
         extent: How many cells (down, across) the image covers; fewer than (h, w) where the input was padded.
+        corner_stride: Input pixels per cell where corners are aligned; None for half-pixel centres.
     """
 
     embedding: Floats
     image_size: tuple[int, int]
     extent: tuple[float, float]
+    corner_stride: int | None = None
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
         """Rows and columns."""
         (height, width), (h, w) = self.image_size, self.embedding.shape[1:]
-        return Axis.make(height, h, self.extent[0]), Axis.make(width, w, self.extent[1])
+        (down, across), corners = self.extent, self.corner_stride
+        return Axis.make(height, h, down, corners), Axis.make(width, w, across, corners)
 
 
 def name_logits(grid: Grid, text: Floats, scale: float, rows: slice, columns: slice) -> Floats:
@@ -189,8 +200,8 @@ def _best_labels(logits: Floats, label: Labels, rows: Axis, columns: Axis, budge
     return result.reshape(len(rows.low), -1)
 
 
-def _upsampled(logits: Floats, rows: Axis, columns: Axis) -> Floats:
-    """Interpolate (N, h, w) logits at rows x columns: (N, R, C) float32."""
+def upsampled(logits: Floats, rows: Axis, columns: Axis) -> Floats:
+    """Interpolate (N, h, w) float32 logits at rows x columns: (N, R, C) float32."""
     for axis, place, weight in ((1, rows, rows.weight[:, None]), (2, columns, columns.weight)):
         low, high = logits.take(place.low, axis), logits.take(place.high, axis)
         high -= low
@@ -201,9 +212,9 @@ def _upsampled(logits: Floats, rows: Axis, columns: Axis) -> Floats:
 
 
 def score_strips(
-    grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET
+    grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET, activation: str = "softmax"
 ) -> Iterator[tuple[slice, Floats]]:
-    """Yield the softmax over labels, strip by strip.
+    """Yield the scores of labels, strip by strip.
 
     A label's logit is the largest of its names' logits at that pixel.
 
@@ -213,9 +224,10 @@ def score_strips(
         owner: (N,) the label that each name belongs to, not decreasing.
         scale: Multiplier of the cosine.
         budget: Bytes of working memory; a strip has at least one row of pixels, whatever it needs.
+        activation: "softmax" over the labels, "sigmoid" of each, or "none" where the logits are scores already.
 
     Yields:
-        Image rows and their (K, rows, W) float32 scores; they sum to 1 over the K labels.
+        Image rows and their (K, rows, W) float32 scores; after "softmax" they sum to 1 over the K labels.
     """
     rows, columns = grid.axes
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -228,8 +240,11 @@ def score_strips(
     for down, cells_down, y in rows.parts(max(2, cells), max(1, pixels)):
         logits = name_logits(grid, text, scale, cells_down, slice(None))
         logits[again] = logits[first[again]]
-        logits = np.maximum.reduceat(_upsampled(logits, y, columns), starts, axis=0)
-        logits -= logits.max(0)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(0)
+        logits = np.maximum.reduceat(upsampled(logits, y, columns), starts, axis=0)
+        if activation == "softmax":
+            logits -= logits.max(0)
+            np.exp(logits, out=logits)
+            logits /= logits.sum(0)
+        elif activation == "sigmoid":
+            logits = 0.5 * (1 + np.tanh(0.5 * logits))  # 1 / (1 + exp(-x)) without overflow
         yield down, logits

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.vocabulary import Template, build_prompts
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
+Tokenize = Callable[[Sequence[str]], list[list[int]]]
+"""Texts to token ids."""
 Floats = NDArray[np.float32]
 CACHED_PROMPTS = 20_000
 """Prompts whose embeddings are remembered (384 floats each: 31 MB)."""
@@ -29,19 +27,35 @@ def normalised(vectors: Floats) -> Floats:
     return unit
 
 
+def progress(texts: int) -> Callable[[int], object]:
+    """Return what is told of texts that are done: it draws a progress bar if all of them take more than two seconds."""
+    if texts < 32:
+        return lambda done: None
+    from tqdm import tqdm
+
+    bar = tqdm(total=texts, desc="words", unit="prompt", delay=2, leave=False)
+
+    def tell(done: int) -> None:
+        bar.update(done)
+        if bar.n >= bar.total:
+            bar.close()
+
+    return tell
+
+
 class TextTower:
     """Texts to embeddings, with a cache of the `CACHED_PROMPTS` texts that were used last. Threads may share it.
 
     Args:
-        tokenizer: Without padding.
+        tokenize: Gives the ids of each text; padded only where the network needs padding.
         encode: Runs the network: (B, T) int64 ids and mask to (B, D) float32.
         pad_id: Token that fills up short texts.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats], pad_id: int = 0
+        self, tokenize: Tokenize, encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats], pad_id: int = 0
     ) -> None:
-        self._tokenizer, self._encode, self._pad_id = tokenizer, encode, pad_id
+        self._tokenize, self._encode, self._pad_id = tokenize, encode, pad_id
         self._cache: OrderedDict[str, Floats] = OrderedDict()
         self._lock = Lock()  # guards the cache, not the network: a long call must not stop the others
 
@@ -56,9 +70,10 @@ class TextTower:
                     self._cache.move_to_end(text)
                 else:
                     missing.append(text)
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(missing)] if missing else []
+        ids = self._tokenize(missing) if missing else []
         order = sorted(range(len(missing)), key=lambda i: len(ids[i]))  # texts of like length share a batch
         start = 0
+        tell = progress(len(order))
         while start < len(order):
             stop = start + 1
             while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= BATCH_TOKENS:
@@ -73,6 +88,7 @@ class TextTower:
             for i, vector in zip(part, normalised(self._encode(padded, mask)), strict=True):
                 rows[missing[i]] = vector.copy()  # a view would keep the whole batch in memory
             start = stop
+            tell(len(part))
         with self._lock:
             self._cache.update((text, rows[text]) for text in missing)
             while len(self._cache) > CACHED_PROMPTS:

@@ -208,10 +208,11 @@ def test_nothing_is_written_when_a_check_fails(
 
 def test_the_shipped_image_tower_is_the_torch_module() -> None:
     torch = pytest.importorskip("torch")
-    from ovseg.runtime.torch import build_mini
+    from ovseg.loading import read_safetensors
+    from ovseg.models.mini import build
 
     folder = weights_folder(find_card("mini"))
-    network = build_mini(folder / "image.safetensors").eval()
+    network = build({}, read_safetensors([folder / "image.safetensors"])).eval()
     random = np.random.default_rng(11)
     session = onnxruntime.InferenceSession(str(folder / "image.onnx"), providers=["CPUExecutionProvider"])
     for shape in ((1, 3, 32, 32), (2, 3, 64, 96), (1, 3, 160, 32)):

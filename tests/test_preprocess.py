@@ -139,3 +139,33 @@ def test_the_image_stays_as_it_is() -> None:
     MODEL.pixel_values(image, (40, 50))
     MODEL.pixel_values(image[::2, ::-1], (32, 32))
     np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (91, 40), (224, 224), (1, 300), (500, 7)])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_classification_sees_what_open_clip_shows(size: tuple[int, int], fit: str) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    from PIL import Image
+
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    mode = {"crop": "shortest", "squash": "squash"}[fit]
+    transform = open_clip.image_transform(56, is_train=False, mean=mean, std=std, resize_mode=mode, interpolation="bicubic")
+    image = picture(*size)
+    found = Preprocess(mean, std, multiple=14, resample="bicubic").fitted(image, 56, fit)
+    assert found.shape == (1, 3, 56, 56)
+    if max(size) < 8 * min(size) or fit == "squash":
+        np.testing.assert_allclose(found[0], transform(Image.fromarray(image)).numpy(), atol=1e-5)
+
+
+def test_a_network_that_sees_squares() -> None:
+    model = Preprocess(multiple=32, square=352)
+    assert model.input_size((100, 900)) == (352, 352)
+    assert model.input_size((100, 900), 200) == (192, 192)
+    assert model.pixel_values(picture(30, 70), (352, 352)).shape == (1, 3, 352, 352)
+    with pytest.raises(InvalidArgumentError, match="squares only"):
+        model.input_size((100, 900), "native")
+
+
+def test_cards_with_another_filter_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="resample"):
+        Preprocess(resample="lanczos")

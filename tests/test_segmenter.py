@@ -34,6 +34,7 @@ from ovseg.errors import (
     UnknownModelError,
     WeightsError,
 )
+from ovseg.registry import find_card
 from ovseg.runtime import onnx as onnx_runtime
 from ovseg.vocabulary import TEMPLATE_SETS
 
@@ -305,6 +306,8 @@ class RandomRuntime:
     """Towers that cost nothing: a text is the sum of its tokens' random vectors, an image is a random mixture of texts."""
 
     name = "random"
+    encode_global = None
+    refine_logits = None
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(12)
@@ -322,8 +325,8 @@ class RandomRuntime:
 @pytest.fixture(scope="module")
 def quick(segmenter: ovseg.Segmenter) -> ovseg.Segmenter:
     """A segmenter for many labels: without weights, and with one prompt for each."""
-    card = dataclasses.replace(ovseg.list_models()[0], templates="none")
-    return ovseg.Segmenter(card, RandomRuntime(), segmenter._text._tokenizer)
+    card = dataclasses.replace(find_card("mini"), templates="none")
+    return ovseg.Segmenter(card, RandomRuntime(), segmenter._model._text._tokenize)
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16), (300, np.uint16), (5000, np.uint16)])
@@ -884,7 +887,7 @@ def test_a_gpu_that_does_not_work_is_left_with_a_warning(
 
 
 def test_a_session_that_fails_is_a_backend_error(segmenter: ovseg.Segmenter) -> None:
-    runtime = segmenter._runtime
+    runtime = segmenter._model._runtime
     with pytest.raises(BackendError, match="image tower"):
         runtime.encode_image(np.zeros((1, 4, 32, 32), np.float32))
 
@@ -918,13 +921,12 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_damaged_weights_are_named_with_torch(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     numpy = pytest.importorskip("safetensors.numpy")
-    from ovseg.runtime.torch import build_mini
 
     (tmp_path / "short.safetensors").write_bytes(b"short")
     numpy.save_file({"stem.weight": np.zeros(3, np.float16)}, tmp_path / "other.safetensors")
     for name in ("short.safetensors", "other.safetensors", "missing.safetensors"):
         with pytest.raises(WeightsError, match=name):
-            build_mini(tmp_path / name)
+            ovseg.load("mini", backend="torch", weights=tmp_path / name)
 
 
 # --------------------------------------------------------------------------------------------------------------- imports

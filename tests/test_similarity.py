@@ -219,3 +219,36 @@ def test_memory_of_scores_stays_within_the_budget() -> None:
         tracemalloc.stop()
     assert strips > 1
     assert peak <= budget
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_aligned_corners_agree_with_torch(stride: int) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    embedding, text = unit(rng.standard_normal((8, 6, 5)), 0), unit(rng.standard_normal((7, 8)), 1)
+    logits = torch.einsum("nd,dhw->nhw", torch.from_numpy(text), torch.from_numpy(embedding))[None]
+    size = (6 * stride, 5 * stride)
+    whole = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True)[0]
+    # at the network's own size, and cropped where the input was padded
+    for (height, width), extent in ((size, (6, 5)), ((5 * stride, 3 * stride), (5, 3))):
+        grid = Grid(embedding, (height, width), extent, stride)
+        scores = np.concatenate([part for _, part in score_strips(grid, text, np.arange(7), 1.0, 500, "none")], 1)
+        np.testing.assert_allclose(scores, whole[:, :height, :width].numpy(), atol=1e-5)
+        np.testing.assert_array_equal(label_map(grid, text, np.arange(7), 1.0), scores.argmax(0))
+    # and where the image is larger than the input: a second bilinear step that keeps the corners
+    found = np.concatenate([part for _, part in score_strips(Grid(embedding, (61, 47), (6, 5), stride), text, np.arange(7), 1.0,
+                                                             activation="none")], 1)
+    np.testing.assert_allclose(found[:, [0, 0, -1, -1], [0, -1, 0, -1]], logits[0].numpy()[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-5)
+
+
+def test_activations_are_what_they_are_called() -> None:
+    rng = np.random.default_rng(6)
+    maps = rng.standard_normal((5, 4, 6)).astype(np.float32) * 30
+    grid, names, owner = Grid(maps, (9, 13), (4, 6)), np.eye(5, dtype=np.float32), np.array([0, 0, 1, 2, 2])
+    found = {kind: np.concatenate([part for _, part in score_strips(grid, names, owner, 1.0, 900, kind)], 1)
+             for kind in ("none", "sigmoid", "softmax")}
+    expected = brute_labels(brute_logits(grid, names) / SCALE, owner)
+    np.testing.assert_allclose(found["none"], expected, atol=1e-4)
+    np.testing.assert_allclose(found["sigmoid"], 1 / (1 + np.exp(-expected)), atol=1e-5)
+    powers = np.exp(expected - expected.max(0))
+    np.testing.assert_allclose(found["softmax"], powers / powers.sum(0), atol=1e-4)

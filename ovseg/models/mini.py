@@ -15,9 +15,14 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ovseg.models.base import load_strict
 
 EMBED_DIM = 384
 """Size of the shared space, that of all-MiniLM-L6-v2."""
@@ -155,3 +160,16 @@ class MiniNetwork(nn.Module):
         """
         features = F.normalize(self.forward_features(pixel_values)[0].float(), dim=1)  # lengths overflow in half precision
         return F.normalize(features - self.mean.float(), dim=1)
+
+
+def build(options: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> MiniNetwork:
+    """Make the image tower; the text tower stays in onnxruntime, which runs the same small file everywhere.
+
+    Args:
+        options: Not used: there is one `mini`.
+        state: Tensors as in the safetensors file; None for random ones.
+    """
+    network = MiniNetwork()
+    if state is not None:
+        load_strict(network, state, "mini")
+    return network

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
 
 
 class Runtime(Protocol):
@@ -16,10 +19,37 @@ class Runtime(Protocol):
         """Which runtime and device: "onnx:cpu", "torch:cuda"."""
         ...
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def encode_global(self) -> Callable[[Floats], Floats] | None:
+        """Maps (B, 3, H, W) pixel values to (B, D) embeddings of whole images; None where the network has no such output."""
+        ...
+
+    @property
+    def refine_logits(self) -> Callable[[Floats], Floats] | None:
+        """Maps (1, K, h, w) logits of all names to as many; None where the logits are final."""
+        ...
+
+    def encode_image(self, pixel_values: Floats) -> Floats:
         """Map (B, 3, H, W) pixel values to (B, D, h, w) float32 features, L2-normalised over D."""
         ...
 
-    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Floats:
         """Map (B, T) token ids and mask to (B, D) float32 embeddings."""
+        ...
+
+
+class ConditionalRuntime(Protocol):
+    """A network that looks at an image once and then answers prompt by prompt."""
+
+    @property
+    def name(self) -> str:
+        """Which runtime and device: "torch:cuda"."""
+        ...
+
+    def look(self, pixel_values: Floats) -> Any:
+        """Map (1, 3, H, W) pixel values to what `decode` needs of the image; it stays on the device."""
+        ...
+
+    def decode(self, state: Any, input_ids: NDArray[np.int64]) -> Floats:
+        """Map (N, T) token ids to (N, h, w) float32, a map for each prompt."""
         ...

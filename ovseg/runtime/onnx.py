@@ -83,6 +83,16 @@ class OnnxRuntime:
         """Which device: "onnx:cpu" or "onnx:cuda"."""
         return "onnx:cuda" if self._providers[0] == "CUDAExecutionProvider" else "onnx:cpu"
 
+    @property
+    def encode_global(self) -> None:
+        """None: the graphs have no embedding of the whole image."""
+        return None
+
+    @property
+    def refine_logits(self) -> None:
+        """None: the logits are final."""
+        return None
+
     @staticmethod
     def _choose(device: str | None) -> list[str]:
         import onnxruntime

@@ -1,0 +1,111 @@
+"""Read published torch checkpoints, and write a folder that `ovseg.load` takes.
+
+A torch checkpoint is a pickle, and reading a pickle can run any code. torch's restricted reader refuses what is more than data; the
+unrestricted one is used only where the caller says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovseg.errors import OutputError, WeightsError
+from ovseg.registry import ModelCard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+"""Name of the weights in a written folder."""
+
+
+def read_checkpoint(path: Path, allow_pickle: bool = False, inert: Sequence[type] = ()) -> Any:
+    """Read a torch checkpoint.
+
+    Args:
+        path: The file.
+        allow_pickle: Whether a file that is more than data may be read all the same, which can run code from it.
+        inert: Classes beyond torch's own list that hold data and do nothing when read.
+
+    Raises:
+        WeightsError: If the file is not there, is damaged, or is more than data and `allow_pickle` is false.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(list(inert)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"The checkpoint {path} is not there.") from error
+    except pickle.UnpicklingError as error:
+        if not allow_pickle:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            raise WeightsError(
+                f"{path} holds more than tensors and plain data ({named[1] if named else 'or is damaged'}), so reading it could run code. "
+                "If you trust where it came from, pass allow_pickle=True."
+            ) from error
+    except Exception as error:  # torch's reader does not check what it reads: damaged bytes raise anything
+        raise WeightsError(f"{path} is no torch checkpoint, or is damaged: {error}. Get it again.") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling can raise anything
+        raise WeightsError(f"{path} is no torch checkpoint, or is damaged: {error}. Get it again.") from error
+
+
+def card_text(card: ModelCard) -> str:
+    """Write a card as Markdown: its front matter, one JSON value a line, then its prose."""
+    values = {field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "text"}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(["---", "library_name: ovseg", "pipeline_tag: image-segmentation", *lines, "---", card.text])
+
+
+def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copies: Mapping[str, Path]) -> None:
+    """Write a folder with weights, other files and a card; all of it or nothing.
+
+    Args:
+        out: The folder; it must not exist, or be empty.
+        tensors: Name -> tensor.
+        card: Its files, hashes and size are filled in here.
+        copies: Role -> file to copy.
+
+    Raises:
+        OutputError: If the folder has something in it, or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not an empty folder. Name a new one.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+            for file in copies.values():
+                shutil.copyfile(file, folder / file.name)
+            files = {"weights": WEIGHTS, **{role: file.name for role, file in copies.items()}}
+            full = dataclasses.replace(
+                card,
+                files=files,
+                sha256={name: _sha256(folder / name) for name in files.values()},
+                megabytes=round(sum(value.numel() for value in tensors.values()) * 4 / 1e6, 1),
+            )
+            (folder / "card.md").write_text(card_text(full), "utf-8")
+            if out.is_dir():
+                out.rmdir()  # it is empty
+            folder.rename(out)
+    except OSError as error:
+        raise OutputError(f"The model cannot be written to {out}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

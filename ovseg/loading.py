@@ -1,0 +1,393 @@
+"""From a model's name to a network on a device: the card, the weights, the tokenizer, the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnknownModelError, WeightsError
+from ovseg.hub import HubModel, HubOptions, Source, fetch_folder, hub_file, parse_source, read_folder
+from ovseg.registry import ModelCard, cards, find_card, weights_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ovseg.runtime.base import ConditionalRuntime, Runtime
+    from ovseg.text import Tokenize
+
+logger = logging.getLogger(__name__)
+
+MODULES = {
+    "mini": "mini", "lseg": "lseg", "clip": "dense_clip", "tips": "tips", "dinotxt": "dinotxt", "radio": "radio",
+    "clipseg": "clipseg", "sam3": "sam3",
+}  # fmt: skip
+"""Family of a model -> its file in `ovseg.models`."""
+
+_FAMILY_OF = {"tipsv2": "tips", "clipseg": "clipseg", "sam3": "sam3", "sam3_video": "sam3"}
+"""`model_type` of a transformers configuration -> our family."""
+
+Weights = str | Path | Sequence[str | Path] | Mapping[str, Any]
+PROXYCLIP = "proxyclip"
+"""The read-out that needs the weights of a second network."""
+RANDOM = "random"
+"""`weights=RANDOM` gives a network random weights: it knows nothing, but costs what the real one costs."""
+_RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a model is wanted; the options of `ovseg.load`."""
+
+    backend: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    readout: str | None = None
+    proxy: str | None = None
+    weights: Weights | None = None
+    hub: HubOptions = field(default_factory=HubOptions)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to run."""
+
+    card: ModelCard
+    runtime: Runtime | ConditionalRuntime
+    tokenize: Tokenize
+
+
+def card_of(source: Source) -> ModelCard:
+    """Return the card of a model that goes by name.
+
+    Raises:
+        UnknownModelError: If no model has this name; the message says which come near.
+    """
+    if source.value not in cards() and source.value.startswith("clip-"):
+        return _clip_card(source.value)
+    return find_card(source.value)
+
+
+def _clip_card(model: str) -> ModelCard:
+    """Make the card of any tower that open_clip knows."""
+    try:
+        from ovseg.models.clip_names import card_for
+    except ImportError as error:
+        raise MissingDependencyError(f"{model!r} needs open_clip: pip install 'ovseg[torch]'") from error
+    return card_for(model)
+
+
+def clip_names() -> list[str]:
+    """Name every tower of open_clip that works, each with every weights it was published with."""
+    try:
+        from ovseg.models.clip_names import names
+    except ImportError as error:
+        raise MissingDependencyError("open_clip's towers are not known without it: pip install 'ovseg[torch]'") from error
+    return names()
+
+
+def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
+    """Find, read and place a model.
+
+    Raises:
+        OvsegError: If any step fails; the message says which and what to do.
+    """
+    if request.backend not in (None, "onnx", "torch"):
+        raise InvalidArgumentError(f"backend must be 'onnx', 'torch' or None; got {request.backend!r}.")
+    if not isinstance(model, (str, os.PathLike)):
+        raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
+    source = parse_source(model)
+    files: dict[str, Path] = {}
+    if source.kind == "folder":
+        card, files = read_folder(Path(source.value))
+    elif source.kind == "hub":
+        card, files = _from_hub(fetch_folder(source.value, request.hub, source.revision))
+    else:
+        card = card_of(source)
+        if card.files:
+            folder = weights_folder(card)
+            files = {role: folder / name for role, name in card.files.items()}
+    card = _with_options(card, request)
+    logger.info("%s: the licence of the weights is %s. %s", card.name, card.license, card.access)
+    if "image" in files:
+        return _load_graphs(card, files, request)
+    return _load_torch(card, files, request)
+
+
+def _from_hub(found: HubModel) -> tuple[ModelCard, dict[str, Path]]:
+    """Find the card that a downloaded repository goes with: its own, or that of an architecture we know."""
+    files = dict(found.files)
+    if found.kind == "ovseg" and found.card is not None:
+        return found.card, files
+    files.update({f"weights{i}": path for i, path in enumerate(found.weights)})
+    files.pop("weights", None)
+    if found.kind == "open_clip":
+        from ovseg.models.clip_names import card_from_config
+
+        card = card_from_config(found.repo, found.config)
+    else:
+        card = _card_that_fits(found)
+    return dataclasses.replace(card, license=found.license or "unknown", access=found.access, scores={}, sha256={}), files
+
+
+def _card_that_fits(found: HubModel) -> ModelCard:
+    """Find the card of the architecture whose tensors are those of a file; for somebody's own training of a model we know."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in found.weights:
+        with safe_open(path, framework="pt") as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
+    kind = _FAMILY_OF.get(str(found.config.get("model_type")))
+    candidates = [card for card in cards().values() if card.family == kind]
+    candidates.sort(key=lambda card: card.source.get("hub") != found.repo)
+    for card in candidates:
+        import torch
+
+        with torch.device("meta"):
+            try:
+                _build(card, {name: torch.empty(shape) for name, shape in shapes.items()})
+            except WeightsError:
+                continue
+        return dataclasses.replace(card, name=f"hf-hub:{found.repo}")
+    known = ", ".join(card.name for card in candidates) or "none of this kind"
+    raise WeightsError(f"The tensors of {found.repo} are those of no model that ovseg knows ({known}).")
+
+
+def _with_options(card: ModelCard, request: Request) -> ModelCard:
+    """Return the card with the read-out that the user wants."""
+    asked = {key: value for key, value in (("readout", request.readout), ("proxy", request.proxy)) if value is not None}
+    for key in asked:
+        if "readout" not in card.options or (key == "proxy" and card.family != "clip"):
+            raise InvalidArgumentError(f"{card.name!r} has no choice of {key}; leave {key}= out.")
+    if "proxy" in asked and asked.get("readout", card.options["readout"]) != PROXYCLIP:
+        raise InvalidArgumentError("proxy= belongs to readout='proxyclip'.")
+    card = dataclasses.replace(card, options={**card.options, **asked})
+    if card.options.get("readout") == PROXYCLIP:
+        _need_torch(card)
+        from ovseg.models.dense_clip import DEFAULT_PROXY, grid_of
+
+        card = dataclasses.replace(card, options={"proxy": DEFAULT_PROXY, **card.options})
+        stride, multiple = grid_of(card.options)  # the cells are the proxy's
+        side, step = (max(1, round(length / multiple)) * multiple for length in (336, 112))  # ProxyCLIP's windows
+        preprocess = {**card.preprocess, "multiple": multiple}
+        card = dataclasses.replace(card, stride=stride, preprocess=preprocess, window={"size": side, "stride": step})
+    return card
+
+
+def _load_graphs(card: ModelCard, files: Mapping[str, Path], request: Request) -> Loaded:
+    """Run ONNX files; with backend="torch", the torch module of which the image tower was made."""
+    from ovseg.runtime.onnx import OnnxRuntime
+
+    if request.weights is not None and request.backend != "torch":
+        raise InvalidArgumentError(f"{card.name!r} runs its ONNX files; weights= needs backend='torch'.")
+    runtime: Runtime
+    if request.backend == "torch":
+        if "weights" not in files:
+            raise InvalidArgumentError(f"{card.name!r} is an exported model; it runs with backend='onnx' only.")
+        from ovseg.runtime.torch import TorchRuntime
+
+        _need_torch(card)
+        text_only = OnnxRuntime(files["image"], files["text"], "cpu", request.threads)
+        build = _builder(card, {"weights": files["weights"]}, request.weights, request.hub)
+        runtime = TorchRuntime(build, text_only, request.device, request.dtype, request.threads)
+    else:
+        if request.dtype not in (None, "float32"):
+            raise InvalidArgumentError(
+                f"The onnx backend of {card.name!r} runs in float32; got dtype={request.dtype!r}. Use backend='torch'."
+            )
+        runtime = OnnxRuntime(files["image"], files["text"], request.device, request.threads)
+    return Loaded(card, runtime, _file_tokenizer(files["tokenizer"]))
+
+
+def _load_torch(card: ModelCard, files: Mapping[str, Path], request: Request) -> Loaded:
+    """Build the network in torch and give it its weights, fetched if need be."""
+    if request.backend == "onnx":
+        raise InvalidArgumentError(f"{card.name!r} runs with torch; leave backend= out, or export it first.")
+    _need_torch(card)
+    files = dict(files)
+    if request.weights is None and not any(role.startswith("weights") for role in files):
+        files.update(_download(card, request.hub))
+    if request.weights is None and "tokenizer" in card.source.get("files", {}) and "tokenizer" not in files:
+        files["tokenizer"] = _find_tokenizer(card, request)
+    build = _builder(card, files, request.weights, request.hub)
+    tokenize = _tokenizer(card, files, request)
+    from ovseg.runtime.torch import TorchConditionalRuntime, TorchRuntime
+
+    if card.conditional:
+        return Loaded(card, TorchConditionalRuntime(build, request.device, request.dtype, request.threads), tokenize)
+    return Loaded(card, TorchRuntime(build, None, request.device, request.dtype, request.threads), tokenize)
+
+
+def _need_torch(card: ModelCard) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"{card.name!r} needs torch here: pip install 'ovseg[torch]'") from error
+
+
+def _builder(card: ModelCard, files: Mapping[str, Path], weights: Weights | None, hub: HubOptions) -> Callable[[], Any]:
+    """Read the weights; return what makes the network with them."""
+    state = _state(card, files, weights)
+    if state is not None and card.options.get("readout") == PROXYCLIP and not any(name.startswith("proxy.") for name in state):
+        proxy = read_safetensors([_download_proxy(card, hub)])
+        state = {**state, **{f"proxy.{name}": value for name, value in proxy.items()}}
+    if isinstance(weights, (str, Path)):
+        origin = str(weights)
+    else:
+        origin = "weights" if weights is not None else ", ".join(str(files[role]) for role in files if role.startswith("weights"))
+
+    def build() -> Any:
+        try:
+            return _build(card, state)
+        except WeightsError as error:
+            raise WeightsError(f"{origin}: {error}") from error
+
+    return build
+
+
+def _build(card: ModelCard, state: Mapping[str, Tensor] | None) -> Any:
+    """Make the network of a card; without `state`, with random weights."""
+    import torch
+
+    module = importlib.import_module(f"ovseg.models.{MODULES[card.family]}")
+    if state is not None:
+        return module.build(card.options, state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        return module.build(card.options, None)
+
+
+def _state(card: ModelCard, files: Mapping[str, Path], weights: Weights | None) -> Mapping[str, Tensor] | None:
+    """Read the tensors of a model; None for random ones."""
+    if weights == RANDOM:
+        logger.warning("%s has random weights: it takes the time of the real one and knows nothing.", card.name)
+        return None
+    if isinstance(weights, Mapping):
+        return weights
+    if weights is None:
+        return read_safetensors([path for role, path in sorted(files.items()) if role.startswith("weights")])
+    return read_safetensors([weights] if isinstance(weights, (str, Path)) else weights)
+
+
+def read_safetensors(paths: Sequence[str | Path]) -> dict[str, Tensor]:
+    """Read the tensors of one or several files.
+
+    Raises:
+        WeightsError: If a file is not there, is no safetensors file, is damaged, or has a tensor that another has too.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingDependencyError("Reading weights needs safetensors: pip install 'ovseg[torch]'") from error
+    tensors: dict[str, Tensor] = {}
+    for path in map(Path, paths):
+        if path.suffix != ".safetensors":
+            raise WeightsError(
+                f"{path} is no .safetensors file. Other kinds can run code when they are read; `ovseg convert` turns published ones "
+                "into safetensors."
+            )
+        try:
+            part = load_file(path)
+        except FileNotFoundError as error:
+            raise WeightsError(f"The weights {path} are not there.") from error
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"The weights {path} cannot be read: {error}. Get them again.") from error
+        if twice := sorted(part.keys() & tensors.keys()):
+            raise WeightsError(f"{path} has tensors that another of the files has too: {twice[0]}, ...")
+        tensors.update(part)
+    return tensors
+
+
+def _download(card: ModelCard, options: HubOptions) -> dict[str, Path]:
+    """Fetch the files of a card's source."""
+    source = card.source
+    if "manual" in source:
+        raise WeightsError(f"The weights of {card.name!r} cannot be fetched: {source['manual']}")
+    if "open_clip" in source:
+        from ovseg.models.clip_names import hub_location
+
+        repository, names = hub_location(*source["open_clip"])
+    else:
+        repository, names = source["hub"], dict(source["files"])
+    revision, hashes = source.get("revision", ""), card.sha256
+    found = {}
+    for role, name in names.items():
+        found[role] = hub_file(
+            repository, name, revision=revision, sha256=hashes.get(name, ""), options=options,
+            access=card.access if role == "weights" else "", license=card.license, model=card.name,
+        )  # fmt: skip
+    return found
+
+
+def _download_proxy(card: ModelCard, options: HubOptions) -> Path:
+    """Fetch the network that gives ProxyCLIP its attention."""
+    from ovseg.models.dense_clip import proxy_location
+
+    repository, name = proxy_location(card.options["proxy"])
+    plain = dataclasses.replace(options, revision=None)  # the user's revision is of the other repository
+    return hub_file(repository, name, options=plain, model=card.options["proxy"])
+
+
+def _tokenizer(card: ModelCard, files: Mapping[str, Path], request: Request) -> Tokenize:
+    """Make the tokenizer; with weights of the user's own it is looked for when the first text comes, as images need none."""
+    module = importlib.import_module(f"ovseg.models.{MODULES[card.family]}")
+    if request.weights is None or "tokenizer" in files or "tokenizer" not in card.source.get("files", {}):
+        tokenize: Tokenize = module.build_tokenizer(card.options, files)
+        return tokenize
+
+    @cache
+    def found() -> Tokenize:
+        try:
+            path = _find_tokenizer(card, request)
+        except WeightsError:
+            if request.weights == RANDOM:
+                return _stand_in
+            raise
+        late: Tokenize = module.build_tokenizer(card.options, {**files, "tokenizer": path})
+        return late
+
+    return lambda texts: found()(texts)
+
+
+def _find_tokenizer(card: ModelCard, request: Request) -> Path:
+    """Find the tokenizer of a model whose weights are the user's: beside them, else in the hub."""
+    source = card.source
+    name = source["files"]["tokenizer"]
+    if isinstance(request.weights, (str, Path)) and request.weights != RANDOM:
+        beside = Path(request.weights).with_name(name)
+        if beside.is_file():
+            return beside
+    revision = source.get("revision", "")
+    return hub_file(
+        source["hub"], name, revision=revision, options=request.hub, access=card.access, license=card.license, model=card.name
+    )
+
+
+def _stand_in(texts: Sequence[str]) -> list[list[int]]:
+    """Give ids to texts where words mean nothing anyway: one for each letter, 64 of them."""
+    return [[2 + ord(letter) % 250 for letter in text[:63].ljust(63)] + [1] for text in texts]
+
+
+def _file_tokenizer(path: Path) -> Tokenize:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise WeightsError(f"The tokenizer {path} is damaged: {error}. Reinstall ovseg.") from error
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+    return tokenize
+
+

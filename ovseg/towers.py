@@ -1,0 +1,264 @@
+"""How a model answers words about an image: by two towers that share a space, or prompt by prompt.
+
+Both give a `similarity.Grid` and vectors of the names: the logit of name n in a cell is their product. Two towers give features and
+text embeddings. A conditional network gives a map for each name; taken as features, its names are the unit vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovseg.errors import InvalidArgumentError, UnsupportedOperationError
+from ovseg.features import ImageFeatures
+from ovseg.image import ImageInput, load_image
+from ovseg.multiscale import CROP, SCALES, multiscale_logits
+from ovseg.preprocess import Preprocess
+from ovseg.registry import ModelCard
+from ovseg.runtime.base import ConditionalRuntime, Runtime
+from ovseg.similarity import Grid, name_logits, upsampled
+from ovseg.text import TextTower, Tokenize, progress
+from ovseg.tiling import encode_windows
+from ovseg.vocabulary import Template, build_prompts
+
+WINDOW = 512
+"""Side of a sliding window where the model has none of its own [px]."""
+WINDOW_STRIDE = 352
+"""Distance between sliding windows where the model has none of its own [px]."""
+MAX_FEATURE_BYTES = 512 << 20
+"""Largest feature map that is made; making it takes about four times as much memory."""
+CLASSIFY_SIZE = 224
+"""Short side of the image for classification by the mean feature [px]: things are seen whole."""
+PROMPTS_AT_ONCE = 32
+"""Prompts that a conditional network answers together."""
+WINDOWS = (None, "whole", "sliding")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The logits of all names on the grid of an image.
+
+    Attributes:
+        grid: Features of the cells.
+        names: (N, D) vectors of the names.
+        scale: The logit is `scale` times their product.
+        image: (H, W, 3) uint8 RGB, or None.
+    """
+
+    grid: Grid
+    names: Floats
+    scale: float
+    image: NDArray[np.uint8] | None
+
+
+class _Looker:
+    """What both kinds share: reading and fitting images."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self._preprocess = Preprocess(**card.preprocess)
+
+    def _pixels(self, image: ImageInput) -> NDArray[np.uint8]:
+        pixels = load_image(image)
+        if pixels is image or not pixels.flags.owndata:  # the caller may go on writing to it
+            pixels = pixels.copy()
+        return pixels
+
+    def _extent(self, fitted: tuple[int, int]) -> tuple[float, float]:
+        return fitted[0] / self.card.stride, fitted[1] / self.card.stride
+
+    def _grid(self, features: Floats, image_size: tuple[int, int], extent: tuple[float, float]) -> Grid:
+        return Grid(features, image_size, extent, self.card.stride if self.card.align_corners else None)
+
+
+class TwoTowers(_Looker):
+    """A model whose image features live in the space of its text embeddings.
+
+    Args:
+        card: The model's card.
+        runtime: Runs its two towers.
+        tokenize: Gives the ids of texts.
+    """
+
+    def __init__(self, card: ModelCard, runtime: Runtime, tokenize: Tokenize) -> None:
+        super().__init__(card)
+        self._runtime = runtime
+        self._text = TextTower(tokenize, runtime.encode_text)
+
+    @property
+    def device(self) -> str:
+        """Runtime and device."""
+        return self._runtime.name
+
+    def read(self, names: Sequence[str], templates: Sequence[Template]) -> Floats:
+        """Embed names by prompt ensembles: (N, D) float32, L2-normalised."""
+        return self._text.embed_names(names, templates)
+
+    def answer(self, image: ImageInput | ImageFeatures, names: Floats, size: int | str | None, window: str | None) -> Answer:
+        """Compute the logits of names that were read."""
+        if window == "multiscale":
+            return self._multiscale(image, names, size)
+        features = self.features(image, size, window)
+        grid = self._grid(features.embedding, features.image_size, features.extent)
+        if self._runtime.refine_logits is None:
+            return Answer(grid, names, self.card.logit_scale, features.image)
+        grid = self._grid(self._logits(grid, names), features.image_size, features.extent)
+        return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, features.image)
+
+    def _logits(self, grid: Grid, names: Floats) -> Floats:
+        """Compute the final logits of all names on the whole grid: (N, h, w) float32."""
+        logits, refine = name_logits(grid, names, self.card.logit_scale, slice(None), slice(None)), self._runtime.refine_logits
+        return logits if refine is None else refine(logits[None])[0]
+
+    def _multiscale(self, image: ImageInput | ImageFeatures, names: Floats, size: int | str | None) -> Answer:
+        """Average the logits of many views of an image, at its own size."""
+        if isinstance(image, ImageFeatures) or size is not None:
+            raise InvalidArgumentError("window='multiscale' looks at the image at sizes of its own: give the image, and no size.")
+        pixels, settings = self._pixels(image), self._preprocess
+        crop = -(-CROP // settings.multiple) * settings.multiple
+
+        def logits_of(pixel_values: Floats) -> Floats:
+            cells = [self._grid(part, (crop, crop), self._extent((crop, crop))) for part in self._runtime.encode_image(pixel_values)]
+            return np.stack([upsampled(self._logits(grid, names), *grid.axes) for grid in cells])
+
+        total = multiscale_logits(pixels, logits_of, mean=settings.mean, std=settings.std, crop=crop)
+        total /= 2 * len(SCALES)  # the mean over scales and mirror images; the published sum has the same argmax
+        grid = Grid(total, pixels.shape[:2], (float(pixels.shape[0]), float(pixels.shape[1])))
+        return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, pixels)
+
+    def pooled(self, image: ImageInput | ImageFeatures) -> Floats:
+        """Embed the whole image: (D,) float32, L2-normalised."""
+        encode, fit = self._runtime.encode_global, self.card.classify
+        pixels = image.image if isinstance(image, ImageFeatures) else self._pixels(image)
+        if encode is not None and fit and pixels is not None:
+            vector: Floats = encode(self._preprocess.fitted(pixels, fit["size"], fit["fit"]))[0]
+        else:
+            features = self.features(image, None if isinstance(image, ImageFeatures) else self._classify_size(), "whole", own=True)
+            rows, columns = (max(1, round(cells)) for cells in features.extent)
+            vector = features.embedding[:, :rows, :columns].mean((1, 2))
+        vector = vector / np.float32(max(float(np.linalg.norm(vector)), 1e-12))
+        return vector
+
+    def _classify_size(self) -> int:
+        multiple = self._preprocess.multiple
+        return round(CLASSIFY_SIZE / multiple) * multiple
+
+    def features(
+        self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None, own: bool = False
+    ) -> ImageFeatures:
+        """Compute the dense features of an image, or take those that are given.
+
+        Args:
+            image: An image, or its features.
+            size: See `Segmenter.segment`.
+            window: See `Segmenter.segment`.
+            own: Whether `window` is not the user's wish but ours.
+        """
+        if window not in WINDOWS:
+            raise InvalidArgumentError(
+                f"window must be None, 'whole' or 'sliding', or for segment() 'multiscale'; got {window!r}."
+            )
+        if isinstance(image, ImageFeatures):
+            if image.model != self.card.name:
+                raise InvalidArgumentError(f"These features are of the model {image.model!r}, not of {self.card.name!r}.")
+            if size is not None or (window is not None and not own):
+                raise InvalidArgumentError("Features have their size already: give size and window to encode_image.")
+            return image
+        pixels = self._pixels(image)
+        fitted = self._preprocess.input_size(pixels.shape[:2], size)
+        cells = [-(-side // self._preprocess.multiple) * self._preprocess.multiple // self.card.stride for side in fitted]
+        need = 4 * self.card.embed_dim * cells[0] * cells[1]
+        if need > MAX_FEATURE_BYTES:
+            raise InvalidArgumentError(
+                f"The features of {fitted[1]} x {fitted[0]} pixels would take {need >> 20} MiB (limit "
+                f"{MAX_FEATURE_BYTES >> 20}). Choose a smaller size, or cut the image into parts."
+            )
+        values = self._preprocess.pixel_values(pixels, fitted)
+        if window == "sliding" or (window is None and self.card.window):
+            side, step = self._windows()
+            embedding = encode_windows(values, self._runtime.encode_image, side, step, self.card.stride)
+        else:
+            embedding = self._runtime.encode_image(values)[0]
+        return ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.card.name, pixels)
+
+    def _windows(self) -> tuple[int, int]:
+        multiple = self._preprocess.multiple
+        if self.card.window:
+            return self.card.window["size"], self.card.window["stride"]
+        return round(WINDOW / multiple) * multiple, round(WINDOW_STRIDE / multiple) * multiple
+
+
+class Conditional(_Looker):
+    """A model that answers prompt by prompt: it looks at an image once and decodes a map for each prompt.
+
+    Args:
+        card: The model's card.
+        runtime: Runs the network.
+        tokenize: Gives the ids of texts, all of one length.
+    """
+
+    def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize) -> None:
+        super().__init__(card)
+        self._runtime, self._tokenize = runtime, tokenize
+
+    @property
+    def device(self) -> str:
+        """Runtime and device."""
+        return self._runtime.name
+
+    def read(self, names: Sequence[str], templates: Sequence[Template]) -> list[list[list[int]]]:
+        """Tokenize the prompts of each name."""
+        return [self._tokenize(build_prompts(name, templates)) for name in names]
+
+    def answer(
+        self, image: ImageInput | ImageFeatures, names: list[list[list[int]]], size: int | str | None, window: str | None
+    ) -> Answer:
+        """Compute a map for each name that was read: the mean over its prompts."""
+        if isinstance(image, ImageFeatures):
+            raise InvalidArgumentError(f"{self.card.name!r} has no features to ask: give the image.")
+        if window not in (None, "whole"):
+            raise InvalidArgumentError(f"{self.card.name!r} sees the image whole; got window={window!r}.")
+        pixels = self._pixels(image)
+        fitted = self._preprocess.input_size(pixels.shape[:2], size)
+        state = self._runtime.look(self._preprocess.pixel_values(pixels, fitted))
+        maps = self._maps(state, names)
+        padded = [-(-side // self._preprocess.multiple) * self._preprocess.multiple for side in fitted]
+        extent = tuple(cells * side / full for cells, side, full in zip(maps.shape[1:], fitted, padded, strict=True))
+        grid = Grid(maps, pixels.shape[:2], (extent[0], extent[1]))
+        return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, pixels)
+
+    def _maps(self, state: Any, names: list[list[list[int]]]) -> Floats:
+        prompts = iter([ids for group in names for ids in group])
+        total: Floats | None = None
+        owner = np.repeat(np.arange(len(names)), [len(group) for group in names])
+        start = 0
+        tell = progress(len(owner))
+        while part := list(islice(prompts, PROMPTS_AT_ONCE)):
+            maps = self._runtime.decode(state, np.asarray(part, np.int64))
+            if total is None:
+                total = np.zeros((len(names), *maps.shape[1:]), np.float32)
+            np.add.at(total, owner[start : start + len(part)], maps)
+            start += len(part)
+            tell(len(part))
+        if total is None:
+            raise ValueError("there is at least one name")
+        return total / np.bincount(owner).astype(np.float32)[:, None, None]
+
+    def pooled(self, image: ImageInput | ImageFeatures) -> Floats:
+        """Refuse: the network has no embedding of an image."""
+        raise UnsupportedOperationError(
+            f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
+        )
+
+    def features(self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None) -> ImageFeatures:
+        """Refuse, likewise."""
+        raise UnsupportedOperationError(
+            f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
+        )

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ovseg
+from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError, WeightsError
+from ovseg.loading import MODULES, RANDOM, read_safetensors
+from ovseg.registry import ModelCard, cards
+
+torch = pytest.importorskip("torch")
+
+PUBLISHED = [card for card in cards().values() if not card.files]
+
+
+@pytest.mark.parametrize("card", PUBLISHED, ids=lambda card: str(card.name))
+def test_every_card_builds_and_says_what_is_built(card: ModelCard) -> None:
+    """On the meta device: shapes without numbers."""
+    module = importlib.import_module(f"ovseg.models.{MODULES[card.family]}")
+    with torch.device("meta"):
+        network = module.build(card.options, None).eval()
+    size = sum(value.numel() for value in network.parameters()) * 4e-6
+    assert size == pytest.approx(card.megabytes, rel=0.15)
+    if card.conditional:
+        assert callable(network.decode)
+        return
+    multiple = card.preprocess["multiple"]
+    assert multiple % card.stride == 0
+    pixels = torch.empty(2, 3, 2 * multiple, 3 * multiple, device="meta")
+    with torch.inference_mode():
+        features = network(pixels)
+    assert features.shape == (2, card.embed_dim, 2 * multiple // card.stride, 3 * multiple // card.stride)
+    assert features.dtype == torch.float32
+    assert set(card.classify) in (set(), {"size", "fit"})
+    if card.classify:
+        assert callable(network.encode_global)
+    if card.window:
+        assert card.window["size"] % multiple == card.window["stride"] % multiple == 0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that are nobody's."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file({"stem.weight": torch.zeros(3)}, path)
+    return path
+
+
+def test_tensors_of_several_files_are_put_together(small: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.ones(2)}, tmp_path / "other.safetensors")
+    assert read_safetensors([small, tmp_path / "other.safetensors"]).keys() == {"stem.weight", "other"}
+    with pytest.raises(WeightsError, match="another of the files"):
+        read_safetensors([small, small])
+
+
+@pytest.mark.parametrize(("content", "name", "message"), [
+    (b"", "empty.safetensors", "cannot be read"),
+    (b"\x10\0\0\0\0\0\0\0{}", "cut.safetensors", "cannot be read"),
+    (None, "none.safetensors", "not there"),
+    (b"x", "model.pt", "ovseg convert"),
+])  # fmt: skip
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes | None, name: str, message: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_safetensors([path])
+
+
+@pytest.mark.parametrize(("model", "options", "kind", "message"), [
+    ("mini", {"readout": "naclip"}, InvalidArgumentError, "no choice of readout"),
+    ("mini", {"weights": "x.safetensors"}, InvalidArgumentError, "backend='torch'"),
+    ("lseg-vit-l16", {}, WeightsError, "convert"),
+    ("lseg-vit-l16", {"backend": "onnx"}, InvalidArgumentError, "export"),
+    ("lseg-vit-l16", {"readout": "naclip"}, InvalidArgumentError, "no choice"),
+    ("clip-vit-b16-openai", {"proxy": "vit_base_patch16_224.dino"}, InvalidArgumentError, "proxyclip"),
+    ("clip-vit-b16-openal", {}, UnknownModelError, "clip-vit-b16-openai"),
+    ("lseg-vit-l61", {}, UnknownModelError, "lseg-vit-l16"),
+    ("local-dir:nowhere", {}, UnknownModelError, "nowhere"),
+    ("owner/name", {}, UnknownModelError, "hf-hub:owner/name"),
+])  # fmt: skip
+def test_what_cannot_be_loaded_is_said(model: str, options: dict[str, Any], kind: type[OvsegError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        ovseg.load(model, **options)
+
+
+def test_weights_of_another_model_are_named(small: Path) -> None:
+    with pytest.raises(WeightsError, match="model.safetensors: .*missing"):
+        ovseg.load("clip-vit-b32-openai", weights=small)
+
+
+def test_a_network_with_random_weights_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    card = cards()["clip-vit-b32-openai"]
+    small_tower = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 32},
+                   "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}, "quick_gelu": True}
+    assert open_clip.get_model_config(card.options["tower"]) is not None
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: small_tower)
+    monkeypatch.setattr("ovseg.loading.find_card", lambda name: dataclasses.replace(card, embed_dim=32))
+    first, again = (ovseg.load(card.name, weights=RANDOM, device="cpu", threads=1) for _ in range(2))
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    features = first.encode_image(image, size="native", window="whole")
+    np.testing.assert_array_equal(features.embedding, again.encode_image(image, size="native", window="whole").embedding)
+    np.testing.assert_allclose(np.linalg.norm(features.embedding, axis=0), 1, atol=1e-5)
+    result = first.segment(image, ["sky", "sea"], templates="none")
+    assert result.segmentation.shape == (70, 90)
+    assert first.classify(image, ["sky", "sea"]).scores.sum() == pytest.approx(1)
+    assert features.embedding.shape[0] == 32

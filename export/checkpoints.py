@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import re
 import shutil
@@ -67,6 +68,21 @@ def card_text(card: ModelCard) -> str:
     return "\n".join(["---", "library_name: ovseg", "pipeline_tag: image-segmentation", *lines, "---", card.text])
 
 
+def check_target(out: Path) -> None:
+    """Refuse a folder that cannot be made or has something in it, before the work is done.
+
+    Raises:
+        OutputError: In that case.
+    """
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise OutputError(f"The folder {str(out)!r} is not empty. Name a new one.")
+    elif os.path.lexists(out):
+        raise OutputError(f"{str(out)!r} is there and is no folder. Name a new one.")
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"The folder {str(out.absolute().parent)!r} does not exist; create it first.")
+
+
 def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copies: Mapping[str, Path]) -> None:
     """Write a folder with weights, other files and a card; all of it or nothing.
 
@@ -79,12 +95,12 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
     Raises:
         OutputError: If the folder has something in it, or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not an empty folder. Name a new one.")
+    check_target(out)
+    out = out.absolute()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             folder = Path(scratch) / "model"
             folder.mkdir()
@@ -102,8 +118,8 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
             if out.is_dir():
                 out.rmdir()  # it is empty
             folder.rename(out)
-    except OSError as error:
-        raise OutputError(f"The model cannot be written to {out}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"Cannot write {str(out)!r}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -7,20 +7,18 @@ folder holds what the network needs, in float32, and a model card.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
-import os
 import pickle
-import secrets
-import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovseg.errors import InvalidArgumentError, MissingDependencyError, OutputError, WeightsError
+from ovseg.export.checkpoints import check_target, write_model
+
+from ovseg.errors import InvalidArgumentError, MissingDependencyError, WeightsError
+from ovseg.registry import ModelCard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +35,6 @@ PREPROCESS: Mapping[str, Any] = {
 STRIDE = 2
 """Input pixels per cell of the feature map."""
 
-_WEIGHTS = "model.safetensors"
 _CHUNK = 1 << 20
 _NAMED = 5  # tensors or classes that a message names
 _LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.")  # packages whose objects say nothing about the network
@@ -104,25 +101,17 @@ def convert_lseg(
         InvalidArgumentError: If the checkpoint does not say which head blocks it has, or the arguments contradict it.
         OutputError: If the folder cannot be written.
     """
-    _check_target(out)
+    check_target(out)
     state, hyper_parameters = _read(checkpoint, allow_pickle)
     given = {"arch_option": arch_option, "block_depth": block_depth, "activation": activation}
     options = _options(checkpoint, state, hyper_parameters, given)
     module, unused, unexpected = _build(options, state)
     tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
     megabytes = round(sum(value.nbytes for value in tensors.values()) / 1e6, 1)
-    _write(out, tensors, options, megabytes, module.clip_pretrained.text_projection.shape[1], checkpoint.name)
+    card = _card(out.absolute().name, options, module.clip_pretrained.text_projection.shape[1], checkpoint.name)
+    logger.info("Writing %.0f MB.", megabytes)
+    write_model(out, tensors, card, {})
     return Conversion(out, options, len(tensors), unused, unexpected, megabytes)
-
-
-def _check_target(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise OutputError(f"The folder {str(out)!r} is not empty. Name a new one.")
-    elif os.path.lexists(out):
-        raise OutputError(f"{str(out)!r} is there and is no folder. Name a new one.")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"The folder {str(out.absolute().parent)!r} does not exist; create it first.")
 
 
 # --------------------------------------------------------------------------------------------------------------------- read
@@ -296,62 +285,18 @@ def _build(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[LSe
 # -------------------------------------------------------------------------------------------------------------------- write
 
 
-def _write(out: Path, tensors: Mapping[str, Tensor], options: Mapping[str, Any], megabytes: float, embed_dim: int, origin: str) -> None:
-    """Write the folder beside its place and move it there when it is complete."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    target = out.absolute()
-    temporary = target.with_name(f".ovseg-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.mkdir()
-        weights = temporary / _WEIGHTS
-        logger.info("Writing %.0f MB.", megabytes)
-        save_file(dict(tensors), weights)
-        card = _card(target.name, options, embed_dim, megabytes, _sha256(weights), origin)
-        (temporary / "card.md").write_text(card, encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()  # empty, or this fails
-        temporary.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"Cannot write {str(out)!r}: {getattr(error, 'strerror', None) or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _card(name: str, options: Mapping[str, Any], embed_dim: int, megabytes: float, sha256: str, origin: str) -> str:
+def _card(name: str, options: Mapping[str, Any], embed_dim: int, origin: str) -> ModelCard:
     from ovseg.models.lseg import LOGIT_SCALE
 
-    front = {
-        "name": name,
-        "family": "lseg",
-        "license": "unknown",
-        "library_name": "ovseg",
-        "pipeline_tag": "image-segmentation",
-        "embed_dim": embed_dim,
-        "stride": STRIDE,
-        "logit_scale": LOGIT_SCALE,
-        "templates": "none",
-        "preprocess": PREPROCESS,
-        "files": {"weights": _WEIGHTS},
-        "sha256": {_WEIGHTS: sha256},
-        "scores": {},
-        "megabytes": megabytes,
-        "options": options,
-        "align_corners": True,
-    }
-    lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     text = (
-        f'# {name}\n\nLSeg (Li et al., "Language-driven Semantic Segmentation", ICLR 2022), converted from `{origin}`. Nobody has stated '
+        f'\n# {name}\n\nLSeg (Li et al., "Language-driven Semantic Segmentation", ICLR 2022), converted from `{origin}`. Nobody has stated '
         "a licence for the published weights; the code they come with is under the MIT licence. The words of all things in the picture, "
         'or "other", should be among the labels.\n'
     )
-    return "\n".join(["---", *lines, "---", "", text])
+    return ModelCard(
+        name=name, family="lseg", license="unknown", embed_dim=embed_dim, stride=STRIDE, logit_scale=LOGIT_SCALE, templates="none",
+        preprocess=PREPROCESS, files={}, sha256={}, scores={}, megabytes=0.0, options=options, align_corners=True, text=text,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- command line

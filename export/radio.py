@@ -1,4 +1,4 @@
-"""Turn a C-RADIO checkpoint and SigLIP 2's text tower into one folder: `python -m ovseg.export.radio CHECKPOINT TEXT OUT`.
+"""Turn a C-RADIO checkpoint and SigLIP 2's text tower into one folder: `ovseg convert radio CKPT TEXT OUT`.
 
 CHECKPOINT is the file of torch.hub, for example c-radio_v3-b_half.pth.tar of huggingface.co/nvidia/C-RADIOv3-B: the only published
 file with the adaptors. Beside tensors it holds an `argparse.Namespace`, which is data, so torch's restricted reader takes it as far as
@@ -120,17 +120,19 @@ def read_text_tower(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def main() -> None:
-    """Run the conversion from the command line."""
-    parser = argparse.ArgumentParser(description=convert_radio.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--adaptor", default="siglip2")
-    parser.add_argument("--allow-pickle", action="store_true")
-    values = parser.parse_args()
-    convert_radio(values.checkpoint, values.text, values.out, values.adaptor, values.allow_pickle)
+# ------------------------------------------------------------------------------------------------------------- command line
 
 
-if __name__ == "__main__":
-    main()
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `ovseg convert radio`."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="NVIDIA's file, for example c-radio_v3-b_half.pth.tar")
+    parser.add_argument("text", type=Path, metavar="TEXT", help="folder with the safetensors and tokenizer.json of SigLIP 2")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--adaptor", default="siglip2", help="which adaptor to keep (siglip2)")
+    parser.add_argument("--allow-pickle", action="store_true", help="run whatever code the file contains, if it holds more than tensors")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Convert as `declare` reads it, and return what there is to say."""
+    convert_radio(options.checkpoint, options.text, options.out, options.adaptor, options.allow_pickle)
+    return f"{options.out}: C-RADIO with its {options.adaptor} adaptor"

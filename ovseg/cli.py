@@ -56,11 +56,44 @@ def _run(arguments: list[str]) -> int:
         print(f"ovseg {__version__}")
         return 0
     name, *rest = arguments
+    if name in _GROUPS:
+        return _run_group(name, rest)
     if name not in _COMMANDS:
-        commands = ", ".join(_COMMANDS)
+        commands = ", ".join((*_COMMANDS, *_GROUPS))
         print(f"ovseg: unknown command {name!r}. Commands: {commands}. A picture: ovseg segment IMAGE LABEL...", file=sys.stderr)
         return 2
     declare, run, summary = _COMMANDS[name]
+    return _parse_and_run(name, rest, declare, run, summary)
+
+
+def _run_group(name: str, arguments: list[str]) -> int:
+    """Run a command of two words."""
+    summary, kinds = _GROUPS[name]
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in kinds:
+        lines = [f"usage: ovseg {name} {{{','.join(kinds)}}} ...", "", summary, ""]
+        lines += [f"  {kind:10} {what}" for kind, (_, what) in kinds.items()]
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    from importlib import import_module
+
+    kind, *rest = arguments
+    module = import_module(kinds[kind][0])
+
+    def run(options: argparse.Namespace) -> int:
+        print(module.run(options))
+        return 0
+
+    return _parse_and_run(f"{name} {kind}", rest, module.declare, run, f"{summary} Of {kinds[kind][1]}.")
+
+
+def _parse_and_run(
+    name: str,
+    rest: list[str],
+    declare: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> int:
     parser = argparse.ArgumentParser(prog=f"ovseg {name}", description=summary)
     declare(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show where errors come from")
@@ -78,6 +111,7 @@ def _run(arguments: list[str]) -> int:
 def _overview() -> str:
     lines = ["usage: ovseg COMMAND ...", "", "Open-vocabulary segmentation: an image and words in, a label for every pixel out.", ""]
     lines += [f"  {name:10} {summary}" for name, (_, _, summary) in _COMMANDS.items()]
+    lines += [f"  {name:10} {summary}" for name, (summary, _) in _GROUPS.items()]
     return "\n".join([*lines, "", "ovseg COMMAND --help says more. For example: ovseg segment beach.jpg sky grass sand"])
 
 
@@ -464,6 +498,18 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[
     "benchmark": (_benchmark_options, _benchmark, "Measure time and memory by the number of labels."),
     "eval": (_eval_options, _eval, "Measure mIoU on a folder of images and label maps."),
 }
+
+_GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "convert": (
+        "Turn a published checkpoint into a folder that can be loaded.",
+        {
+            "lseg": ("ovseg.export.lseg", "LSeg's Lightning checkpoint"),
+            "radio": ("ovseg.export.radio", "NVIDIA's C-RADIO checkpoint and SigLIP 2's text tower"),
+            "dinotxt": ("ovseg.export.dinotxt", "Meta's files of dino.txt"),
+        },
+    ),
+}
+"""Commands of two words: the module of each offers `declare(parser)` and `run(options) -> str`."""
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,9 +229,11 @@ def _load_torch(card: ModelCard, files: Mapping[str, Path], request: Request) ->
 
 def _need_torch(card: ModelCard) -> None:
     try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(f"{card.name!r} needs torch here: pip install 'ovseg[torch]'") from error
+        found = find_spec("torch")
+    except ValueError:  # a stand-in without a specification
+        found = None
+    if found is None:  # importing it takes seconds, which is too long for an error about the network
+        raise MissingDependencyError(f"{card.name!r} needs torch here: pip install 'ovseg[torch]'")
 
 
 def _builder(card: ModelCard, files: Mapping[str, Path], weights: Weights | None, hub: HubOptions) -> Callable[[], Any]:
@@ -312,7 +315,7 @@ def _download(card: ModelCard, options: HubOptions) -> dict[str, Path]:
     source = card.source
     if "manual" in source:
         raise WeightsError(f"The weights of {card.name!r} cannot be fetched: {source['manual']}")
-    if "open_clip" in source:
+    if "weights" not in source.get("files", {}):
         from ovseg.models.clip_names import hub_location
 
         repository, names = hub_location(*source["open_clip"])

@@ -81,7 +81,7 @@ def test_unknown_command(capsys: Captured, command: str) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert command in err
-    assert "segment, classify, models, benchmark, eval" in err
+    assert "segment, classify, models, benchmark, eval, convert" in err
 
 
 @pytest.mark.parametrize("command", list(cli._COMMANDS))
@@ -543,3 +543,19 @@ def test_a_terminal_without_the_characters_shows_others() -> None:
     assert done.returncode == 0, done.stderr
     assert "????" in done.stdout
     assert "wrote scene.overlay.png" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 2), (["--help"], 0), (["nothing"], 2)])
+def test_commands_of_two_words_say_what_they_know(capsys: Captured, words: list[str], status: int) -> None:
+    assert main(["convert", *words]) == status
+    out, err = capsys.readouterr()
+    assert all(name in (err if status else out) for name in ("lseg", "radio", "dinotxt"))
+
+
+@pytest.mark.parametrize("words", [["lseg", "none.ckpt", "out"], ["radio", "none.pth", ".", "out"], ["dinotxt", "a.pth", "b.pth", "out"]])
+def test_converters_say_what_is_missing(capsys: Captured, words: list[str]) -> None:
+    pytest.importorskip("torch")
+    assert main(["convert", *words]) == 1
+    err = capsys.readouterr().err
+    assert "none." in err or "a.pth" in err
+    assert not Path("out").exists()

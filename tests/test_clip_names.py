@@ -112,7 +112,11 @@ def test_every_card_is_well_formed() -> None:
         assert bool(card.access) == (card.license in ("cc-by-nc-4.0", "apple-amlr")), name
         assert card.source["open_clip"] == [card.options["tower"], card.options["pretrained"]]
         text = open_clip.get_model_config(card.options["tower"])["text_cfg"]
-        assert card.source.get("hub") == text.get("hf_tokenizer_name"), name
+        assert ("tokenizer" in card.source.get("files", {})) == ("hf_tokenizer_name" in text), name
+        if "weights" in card.source.get("files", {}):
+            assert hub_location(*card.source["open_clip"])[0] == card.source["hub"], name
+        elif "hf_tokenizer_name" in text:
+            assert card.source["hub"] == text["hf_tokenizer_name"], name
 
 
 def test_card_of_openai() -> None:

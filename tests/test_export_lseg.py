@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ovseg.export import checkpoints
 from ovseg.export import lseg as export
 from ovseg.export.lseg import convert_lseg
 from safetensors.torch import load_file
@@ -322,7 +323,7 @@ def test_never_half_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_sha256", full)
+    monkeypatch.setattr(checkpoints, "_sha256", full)
     with pytest.raises(OutputError, match="No space left"):
         convert_lseg(checkpoint, tmp_path / "model")
     assert left(tmp_path) == ["a.ckpt"]

@@ -82,7 +82,7 @@ def test_every_pixel_gets_a_label(segmenter: ovseg.Segmenter, scene: Picture) ->
 
 def test_scores_and_map_follow_the_definition(segmenter: ovseg.Segmenter, scene: Picture) -> None:
     features = segmenter.encode_image(scene, size=SMALL)
-    scale = ovseg.list_models()[0].logit_scale
+    scale = find_card("mini").logit_scale
     logits = reference_logits(features, segmenter.encode_text(LABELS), scale)
     result = segmenter.segment(features, LABELS, scores=True)
     assert np.abs(result.scores - softmax(logits)).max() < 1e-4
@@ -392,7 +392,7 @@ def test_the_best_synonym_speaks_for_its_label(segmenter: ovseg.Segmenter, featu
 
 def test_scores_and_synonyms(segmenter: ovseg.Segmenter, features: ovseg.ImageFeatures) -> None:
     words = segmenter.encode_text(["sky", "grass", "lawn", "road"])
-    logits = reference_logits(features, words, ovseg.list_models()[0].logit_scale)
+    logits = reference_logits(features, words, find_card("mini").logit_scale)
     expected = softmax(np.stack([logits[0], np.maximum(logits[1], logits[2]), logits[3]]))
     # The best synonym is chosen between the cells' centres too: both orders of maximum and interpolation agree to a little.
     result = segmenter.segment(features, ["sky", ("grass", "lawn"), "road"], scores=True)
@@ -474,7 +474,7 @@ def test_templates_may_be_a_set_a_text_a_function_or_a_list(segmenter: ovseg.Seg
 
     assert np.array_equal(embed("imagenet-simple"), embed(list(TEMPLATE_SETS["imagenet-simple"].templates)))
     assert np.array_equal(embed("a drawing of {}"), embed(lambda name: f"a drawing of {name}"))
-    assert np.array_equal(embed(None), embed(ovseg.list_models()[0].templates))
+    assert np.array_equal(embed(None), embed(find_card("mini").templates))
     assert np.abs(embed("a drawing of {}") - embed("none")).max() > 0.01
     parts = [embed("a drawing of {}"), embed("none"), embed("the plastic {}.")]
     mean = np.mean(parts, 0)
@@ -694,7 +694,7 @@ def test_classify_follows_the_definition(segmenter: ovseg.Segmenter, scene: Pict
     embedding = segmenter.encode_image(scene, size=224).embedding
     pooled = embedding.reshape(384, -1).mean(1)
     words = segmenter.encode_text(["sky", "grass", "lawn"])
-    logits = ovseg.list_models()[0].logit_scale * words @ (pooled / np.linalg.norm(pooled))
+    logits = find_card("mini").logit_scale * words @ (pooled / np.linalg.norm(pooled))
     expected = softmax(np.array([logits[0], max(logits[1:])], np.float32))
     assert np.abs(segmenter.classify(scene, ["sky", ("grass", "lawn")]).scores - expected).max() < 1e-5
 

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import WeightsError
+from ovseg.positions import Resize
 
 _NAMED = 5  # tensors that a message names
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The position embeddings of an image tower, for an export that gives them to the graph from outside.
+
+    Attributes:
+        table: (h, w, C) of the grid that the model was trained on.
+        patch: Input pixels per cell of that grid.
+        rule: How they are resized to another.
+    """
+
+    table: Tensor
+    patch: int
+    rule: Resize
 
 
 class QuickGELU(nn.Module):

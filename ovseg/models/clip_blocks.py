@@ -15,7 +15,7 @@ from torch import Tensor
 # Keys' cubic convolution with a = -3/4, that of OpenCV and of torch without antialiasing (IEEE Trans. ASSP 29, 1981).
 _CUBIC = -0.75
 # SCLIP, NACLIP and their kin (following DINO's code) resize position embeddings as if the grid were 0.1 cells larger.
-_SHIFT = 0.1
+SHIFT = 0.1
 
 
 def split_heads(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +90,7 @@ def research_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
     """
     wanted = [torch.full((), count, dtype=torch.float32, device=table.device) for count in size]
     native = (wanted[0] == table.shape[0]) & (wanted[1] == table.shape[1])
-    shift = torch.where(native, 0.0, _SHIFT)
+    shift = torch.where(native, 0.0, SHIFT)
     rows, columns = (_cubic_taps(size[axis], table.shape[axis], wanted[axis] + shift) for axis in (0, 1))
     return torch.einsum("ih,jw,hwc->ijc", rows, columns, table.float()).to(table.dtype)
 

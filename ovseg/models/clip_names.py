@@ -300,8 +300,16 @@ def card_for(name: str) -> ModelCard:
     card = _card(name, tower, get_pretrained_cfg(tower, tag))
     license, access = _license(tower, tag)
     source: dict[str, Any] = {"open_clip": [tower, tag]}
-    if tokenizer := _config(tower)["text_cfg"].get("hf_tokenizer_name"):
-        source |= {"hub": tokenizer, "files": {"tokenizer": "tokenizer.json"}}
+    tokenizer = _config(tower)["text_cfg"].get("hf_tokenizer_name")
+    words = {"tokenizer": "tokenizer.json"} if tokenizer else {}
+    try:
+        repository, files = hub_location(tower, tag)
+    except WeightsError:  # at an address of their own
+        repository, files = "", {}
+    if repository and tokenizer in (None, repository):
+        source |= {"hub": repository, "files": {**files, **words}}
+    elif tokenizer:
+        source |= {"hub": tokenizer, "files": words}
     options = {"tower": tower, "pretrained": tag, "readout": card.options["readout"]}
     return replace(card, license=license, access=access, source=source, options=options)
 

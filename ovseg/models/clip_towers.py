@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, UnsupportedOperationError
-from ovseg.models.base import resize_positions, unit
+from ovseg.models.base import Positions, resize_positions, unit
 from ovseg.models.clip_blocks import encode_text
+from ovseg.positions import Resize
 
 _EXAMPLES = "ViT-B-16, ViT-B-16-SigLIP2-512, PE-Core-B-16, EVA02-B-16, MobileCLIP2-B, ViTamin-B, convnext_large_d_320, RN50"
 
@@ -152,7 +153,17 @@ class DenseTower(nn.Module):
 class TransformerTower(DenseTower):
     """timm's `VisionTransformer` and `Eva` inside open_clip."""
 
-    def _tokens(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    def position_table(self, whole: bool = False) -> Positions | None:
+        """Return the position embeddings, which are resized alike for dense features and whole images; None for a tower without."""
+        trunk = self.clip.visual.trunk
+        if trunk.pos_embed is None:
+            return None
+        leading = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+        grid = trunk.patch_embed.grid_size
+        table = trunk.pos_embed[0, leading:].reshape(*grid, -1)
+        return Positions(table, trunk.patch_embed.img_size[0] // grid[0], Resize("bicubic", antialias=True))
+
+    def _tokens(self, pixel_values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Return (B, prefix + h * w, C) tokens before the first block, rotary angles if the tower has them, and (h, w)."""
         trunk = self.clip.visual.trunk
         embed = trunk.patch_embed
@@ -165,8 +176,10 @@ class TransformerTower(DenseTower):
         prefix = torch.cat(learned, dim=1) if learned else x.new_zeros(1, 0, x.shape[-1])
         if trunk.pos_embed is not None:
             leading = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-            table = trunk.pos_embed[0, leading:].reshape(*embed.grid_size, -1)
-            x = x + resize_positions(table, grid, antialias=True).flatten(0, 1)
+            if positions is None:
+                table = trunk.pos_embed[0, leading:].reshape(*embed.grid_size, -1)
+                positions = resize_positions(table, grid, antialias=True)
+            x = x + positions.to(x.dtype).flatten(0, 1)
             if leading:
                 prefix = prefix + trunk.pos_embed[:, :leading]
         if learned:
@@ -175,18 +188,19 @@ class TransformerTower(DenseTower):
         angles = None if rope is None else rotary_angles(rope, grid, x.device)
         return trunk.norm_pre(x), angles, grid
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W), normalised; H and W multiples of the stride.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, h, w) float32, L2-normalised over D.
         """
         visual = self.clip.visual
         trunk = visual.trunk
-        x, angles, grid = self._tokens(pixel_values)
+        x, angles, grid = self._tokens(pixel_values, positions)
         for block in trunk.blocks[:-1]:
             x = block(x) if angles is None else block(x, rope=angles)
         last = trunk.blocks[-1]
@@ -200,17 +214,18 @@ class TransformerTower(DenseTower):
         x = visual.head(trunk.head(trunk.fc_norm(x)))
         return unit(x.transpose(1, 2).reshape(x.shape[0], -1, *grid))
 
-    def encode_global(self, pixel_values: Tensor) -> Tensor:
+    def encode_global(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embed whole images as open_clip does, at any size.
 
         Args:
             pixel_values: (B, 3, H, W), normalised; H and W multiples of the stride.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D), not normalised.
         """
         visual = self.clip.visual
-        x, angles, _ = self._tokens(pixel_values)
+        x, angles, _ = self._tokens(pixel_values, positions)
         for block in visual.trunk.blocks:
             x = block(x) if angles is None else block(x, rope=angles)
         embedded: Tensor = visual.head(visual.trunk.forward_head(visual.trunk.norm(x)))

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnsupportedOperationError, WeightsError
-from ovseg.models.base import load_strict, resize_positions, unit
-from ovseg.models.clip_blocks import encode_text, finish_block, join_heads, research_positions, run_block, split_heads
+from ovseg.models.base import Positions, load_strict, resize_positions, unit
+from ovseg.models.clip_blocks import SHIFT, encode_text, finish_block, join_heads, research_positions, run_block, split_heads
 from ovseg.models.clip_proxy import DEFAULT_PROXY, ProxyEncoder, build_proxy, proxy_location
 from ovseg.models.clip_readouts import WHOLE_BLOCK, attend, attend_by_proxy, check_readout
 from ovseg.models.clip_text import build_clip_tokenizer
 from ovseg.models.clip_tokenizers import file_tokenizer
+from ovseg.positions import Resize
 
 __all__ = [
     "DEFAULT_PROXY", "DEFAULT_READOUT", "DenseClip", "build", "build_tokenizer", "grid_of", "pixel_statistics",
@@ -70,29 +71,25 @@ class DenseClip(nn.Module):
         self.proxy = proxy
         self.stride: int = proxy.patch_size[0] if proxy is not None else visual.patch_size[0]
 
-    def _embed(self, pixel_values: Tensor, research: bool) -> tuple[Tensor, tuple[int, int]]:
-        """Map (B, 3, H, W) to tokens (B, 1 + h w, C) before the first block, and (h, w)."""
+    def _embed(self, pixel_values: Tensor, research: bool, given: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Map (B, 3, H, W), and the (h, w, C) position embeddings if given, to tokens (B, 1 + h w, C) before the first block, and (h, w)."""
         visual = self.clip.visual
         patches = visual.conv1(pixel_values)  # (B, C, h, w)
         size = (patches.shape[2], patches.shape[3])
         positions = visual.positional_embedding
-        table = positions[1:].unflatten(0, tuple(visual.grid_size))
-        table = research_positions(table, size) if research else resize_positions(table, size, antialias=True)
+        if given is None:
+            table = positions[1:].unflatten(0, tuple(visual.grid_size))
+            table = research_positions(table, size) if research else resize_positions(table, size, antialias=True)
+        else:
+            table = given.to(patches.dtype)
         first = (visual.class_embedding + positions[0]).expand(patches.shape[0], 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2) + table.flatten(0, 1)], dim=1)
         return visual.ln_pre(x), size
 
-    def forward_features(self, pixel_values: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Compute what the read-out says, before normalisation.
-
-        Args:
-            pixel_values: (B, 3, H, W); H and W multiples of the patch size.
-
-        Returns:
-            (B, D) of the class token, or None for "proxyclip", which has none; and (B, D, h, w) of the patches.
-        """
+    def _tokens(self, pixel_values: Tensor, positions: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Map (B, 3, H, W) to tokens (B, N, C) after the last norm, the class token first but with a proxy, and to (h, w) of the patches."""
         visual = self.clip.visual
-        x, size = self._embed(pixel_values, research=True)
+        x, size = self._embed(pixel_values, True, positions)
         *early, last = visual.transformer.resblocks
         for block in early:
             x = run_block(block, x)
@@ -104,7 +101,20 @@ class DenseClip(nn.Module):
             mixed = attend(self.readout, q, k, v, size)
         mixed = join_heads(last.attn, mixed)
         tokens = finish_block(last, x, mixed) if self.readout in WHOLE_BLOCK else last.ls_1(mixed)
-        features = self._project(visual.ln_post(tokens))
+        return visual.ln_post(tokens), size
+
+    def forward_features(self, pixel_values: Tensor, positions: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Compute what the read-out says, before normalisation.
+
+        Args:
+            pixel_values: (B, 3, H, W); H and W multiples of the patch size.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
+
+        Returns:
+            (B, D) of the class token, or None for "proxyclip", which has none; and (B, D, h, w) of the patches.
+        """
+        tokens, size = self._tokens(pixel_values, positions)
+        features = self._project(tokens)
         first = None if self.proxy is not None else features[:, 0]
         patches = (features if first is None else features[:, 1:]).transpose(1, 2)
         return first, patches.reshape(patches.shape[0], patches.shape[1], *size)
@@ -113,29 +123,51 @@ class DenseClip(nn.Module):
         proj = self.clip.visual.proj
         return x if proj is None else x @ proj
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W), normalised as the card says; H and W multiples of the patch size.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, h, w) float32, L2-normalised over the channels.
         """
-        return unit(self.forward_features(pixel_values)[1])
+        return unit(self.forward_features(pixel_values, positions)[1])
 
-    def encode_global(self, pixel_values: Tensor) -> Tensor:
+    def position_table(self, whole: bool = False) -> Positions:
+        """Return the position embeddings as `forward` resizes them, or for `whole` images as `encode_global` does."""
+        visual = self.clip.visual
+        rule = Resize("bicubic", antialias=True) if whole else Resize("bicubic", shift=SHIFT)
+        return Positions(visual.positional_embedding[1:].unflatten(0, tuple(visual.grid_size)), visual.patch_size[0], rule)
+
+    def before_projection(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Map (B, 3, H, W) to (B, C, h, w): what `projection` makes the features of."""
+        tokens, size = self._tokens(pixel_values, positions)
+        return (tokens if self.proxy is not None else tokens[:, 1:]).transpose(1, 2).unflatten(2, size)
+
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the last linear map, (D, C) and no bias; None where there is none."""
+        proj = self.clip.visual.proj
+        return None if proj is None else (proj.T, None)
+
+    def after_projection(self, x: Tensor) -> Tensor:
+        """Return `x`: the projection comes last."""
+        return x
+
+    def encode_global(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute CLIP's own embedding of a whole image, as open_clip's `encode_image` does.
 
         Args:
             pixel_values: (B, 3, H, W). Sizes other than the model's own resize the position embeddings as open_clip does for
                 `force_image_size`: bicubic with antialiasing.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D), not normalised.
         """
         visual = self.clip.visual
-        x, _ = self._embed(pixel_values, research=False)
+        x, _ = self._embed(pixel_values, False, positions)
         for block in visual.transformer.resblocks:
             x = run_block(block, x)
         if visual.final_ln_after_pool:

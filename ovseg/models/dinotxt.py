@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, WeightsError
-from ovseg.models.base import load_strict, unit
+from ovseg.models.base import Positions, load_strict, unit
 from ovseg.models.clip_text import CONTEXT, VOCABULARY, build_clip_tokenizer
+from ovseg.positions import Resize
 
 REGISTERS = 4
 _PREFIX = 1 + REGISTERS  # tokens before those of the patches
@@ -213,17 +214,18 @@ class Backbone(nn.Module):
         angles = (2 * math.pi * places[:, :, None] / periods).flatten(1).repeat(1, 2)  # (h w, channels of a head)
         return angles.sin(), angles.cos()
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to normed tokens (B, 1 + 4 + h w, C): class, registers, patches row by row."""
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Map (B, 3, H, W), and a table's (h, w, C) if given, to normed tokens (B, 1 + 4 + h w, C): class, registers, patches by rows."""
         cells = self.patch_embed["proj"](pixel_values)  # (B, C, h, w)
         h, w = cells.shape[-2:]
         first: Tensor = self.cls_token
         rotation = None
         if self.size.grid:
-            table = self.pos_embed[:, 1:].mT.reshape(1, -1, self.size.grid, self.size.grid)
-            # Always resized: with the trained grid it changes nothing, and an exported graph has no branch.
-            places = F.interpolate(table.float(), (h, w), mode="bicubic", antialias=True, align_corners=False)
-            cells = cells + places.to(cells.dtype)
+            if positions is None:  # always resized: with the trained grid it changes nothing
+                table = self.pos_embed[:, 1:].mT.reshape(1, -1, self.size.grid, self.size.grid)
+                resized = F.interpolate(table.float(), (h, w), mode="bicubic", antialias=True, align_corners=False)
+                positions = resized[0].permute(1, 2, 0)
+            cells = cells + positions.to(cells.dtype).permute(2, 0, 1)
             first = first + self.pos_embed[:, :1]
         else:
             rotation = self._rotation(h, w, cells.device)
@@ -290,16 +292,24 @@ class DinoTxt(nn.Module):
             {"backbone": TextBackbone(size), "head": nn.ModuleDict({"linear_projection": projection})}
         )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def position_table(self, whole: bool = False) -> Positions | None:
+        """Return the position embeddings of DINOv2; None for DINOv3, which rotates."""
+        grid = self.size.grid
+        if not grid:
+            return None
+        return Positions(self.backbone.pos_embed[0, 1:].unflatten(0, (grid, grid)), self.size.patch, Resize("bicubic", antialias=True))
+
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W) in the module's dtype, normalised like ImageNet; H and W multiples of the patch.
+            positions: (h, w, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, h, w) float32, L2-normalised over the channels.
         """
-        tokens = self.visual_model["head"](self.backbone(pixel_values))
+        tokens = self.visual_model["head"](self.backbone(pixel_values, positions))
         patch = self.size.patch
         return unit(tokens[:, _PREFIX:].mT.unflatten(2, (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)))
 
@@ -349,7 +359,7 @@ def _converted(state: Mapping[str, Tensor], size: Size) -> tuple[dict[str, Tenso
     if lacking or found[_PERIODS].numel() * 4 != size.width // size.heads:
         raise WeightsError(
             f"These are not weights of this dino.txt: {lacking[0] if lacking else _PERIODS} is missing or has another size. "
-            "Join the files of the very model with ovseg.models.dinotxt.merge_files."
+            "Join the files of the very model with `ovseg convert dinotxt`."
         )
     periods = tuple(float(value) for value in found.pop(_PERIODS))
     for name in biases:  # keys have no bias: the mask is 0 there

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError
-from ovseg.models.base import load_strict, unit
+from ovseg.models.base import Positions, load_strict, unit
 from ovseg.models.clip_text import CLIPText, build_clip_tokenizer
+from ovseg.positions import Resize
 
 MULTIPLE = 32
 """Height and width of the input must be multiples of this."""
@@ -142,15 +143,15 @@ class _VisionTransformer(nn.Module):
         self.taps = variant.taps
         self.grid = variant.grid
 
-    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
-        """Map (B, 3, H, W) to the tokens after the taps, (B, 1 + h w, C) each, and to (h, w)."""
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> tuple[list[Tensor], tuple[int, int]]:
+        """Map (B, 3, H, W), and the (h, w, C) position embeddings if they are given, to the tokens after the taps and to (h, w)."""
         patches = self.patch_embed["proj"](pixel_values)
         batch, width, h, w = patches.shape
-        # Resized even to the grid that they have: the same numbers, and an exported graph that takes any size.
-        table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, width, self.grid, self.grid).float()
-        positions = F.interpolate(table, (h, w), mode="bilinear", align_corners=False).to(patches.dtype)
+        if positions is None:  # resized even to the grid that they have: the same numbers
+            table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, width, self.grid, self.grid).float()
+            positions = F.interpolate(table, (h, w), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
-        x = torch.cat([first, (patches + positions).flatten(2).transpose(1, 2)], 1)
+        x = torch.cat([first, patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype).flatten(0, 1)], 1)
         found = []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -192,9 +193,9 @@ class _Backbone(nn.Module):
         levels = [_reassemble(variant.width, *level) for level in zip(variant.channels, variant.resamples, strict=True)]
         self.act_postprocess1, self.act_postprocess2, self.act_postprocess3, self.act_postprocess4 = levels
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> list[Tensor]:
         """Map (B, 3, H, W) to four maps at strides 4, 8, 16, 32."""
-        taps, (h, w) = self.model(pixel_values)
+        taps, (h, w) = self.model(pixel_values, positions)
         stages = (self.act_postprocess1, self.act_postprocess2, self.act_postprocess3, self.act_postprocess4)
         levels = []
         for tokens, parts in zip(taps, stages, strict=True):
@@ -300,13 +301,16 @@ class _Decoder(nn.Module):
         self.refinenet4 = _Fusion(FEATURES, skip=False)
         self.head1 = nn.Conv2d(FEATURES, variant.text[3], 1)
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Map levels at strides 4, 8, 16, 32 to (B, D, H / 2, W / 2), not normalised."""
+    def path(self, levels: Sequence[Tensor]) -> Tensor:
+        """Map levels at strides 4, 8, 16, 32 to (B, 256, H / 4, W / 4), which `head1` and then a doubling bring to the features."""
         path = self.refinenet4(self.layer4_rn(levels[3]))
         path = self.refinenet3(path, self.layer3_rn(levels[2]))
         path = self.refinenet2(path, self.layer2_rn(levels[1]))
-        path = self.refinenet1.refine(path, self.layer1_rn(levels[0]))
-        return _double(self.head1(path))  # in this order for the reason given at `_Fusion`
+        return self.refinenet1.refine(path, self.layer1_rn(levels[0]))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Map levels at strides 4, 8, 16, 32 to (B, D, H / 2, W / 2), not normalised."""
+        return _double(self.head1(self.path(levels)))  # in this order for the reason given at `_Fusion`
 
 
 # ------------------------------------------------------------------------------------------------------------------ network
@@ -325,11 +329,12 @@ class LSeg(nn.Module):
         self.pretrained = _Backbone(variant)
         self.scratch = _Decoder(variant)
 
-    def forward_features(self, pixel_values: Tensor) -> Tensor:
+    def forward_features(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map before normalisation.
 
         Args:
             pixel_values: (B, 3, H, W), RGB / 127.5 - 1, of the module's dtype; H and W multiples of 32.
+            positions: (H / patch, W / patch, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, H / 2, W / 2) of the module's dtype.
@@ -338,19 +343,38 @@ class LSeg(nn.Module):
             raise InvalidArgumentError(
                 f"LSeg needs height and width to be multiples of {MULTIPLE}; got {tuple(pixel_values.shape[2:])}. Pad the image."
             )
-        features: Tensor = self.scratch(self.pretrained(pixel_values))
+        features: Tensor = self.scratch(self.pretrained(pixel_values, positions))
         return features
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W), RGB / 127.5 - 1, of the module's dtype; H and W multiples of 32.
+            positions: (H / patch, W / patch, C) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, H / 2, W / 2) float32, L2-normalised over D. The outer cells lie on the outer pixels (align_corners).
         """
-        return unit(self.forward_features(pixel_values))
+        return unit(self.forward_features(pixel_values, positions))
+
+    def position_table(self, whole: bool = False) -> Positions:
+        """Return the position embeddings; those of whole images are the same."""
+        vit = self.pretrained.model
+        patch = vit.patch_embed["proj"].stride[0]
+        return Positions(vit.pos_embed[0, 1:].unflatten(0, (vit.grid, vit.grid)), patch, Resize("bilinear"))  # type: ignore[arg-type]
+
+    def before_projection(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Map (B, 3, H, W) to (B, C, H / 4, W / 4): what `projection` and then `after_projection` make the features of."""
+        return self.scratch.path(self.pretrained(pixel_values, positions))
+
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """Return the last linear map, (D, C) and (D)."""
+        return self.scratch.head1.weight[:, :, 0, 0], self.scratch.head1.bias
+
+    def after_projection(self, x: Tensor) -> Tensor:
+        """Map (B, any, H / 4, W / 4) to (B, any, H / 2, W / 2), linearly and each channel alone."""
+        return _double(x)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Map (N, 77) int64 token ids to (N, D) text embeddings, not normalised."""

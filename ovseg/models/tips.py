@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, InvalidLabelsError, MissingDependencyError, WeightsError
-from ovseg.models.base import load_strict, unit
+from ovseg.models.base import Positions, load_strict, unit
 from ovseg.models.spm import read_byte_pairs
+from ovseg.positions import Resize
 
 PATCH = 14
 """Height and width of the input must be multiples of this, which is also the stride of the feature map [px]."""
@@ -111,14 +112,15 @@ class Tips(nn.Module):
         self.size = size
         self.readout = readout
 
-    def _embed(self, pixel_values: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to tokens (B, 2 + h w, D)."""
+    def _embed(self, pixel_values: Tensor, positions: Tensor | None) -> Tensor:
+        """Map (B, 3, H, W), and the (h, w, D) position embeddings if given, to tokens (B, 2 + h w, D)."""
         part = self.vision_model.embeddings
         cells = part.patch_embeddings.projection(pixel_values)  # (B, D, h, w)
-        table = part.position_embeddings[:, 1:].unflatten(1, (self.size.grid, self.size.grid)).permute(0, 3, 1, 2)
-        # Always resized: with the trained grid it changes nothing, and an exported graph has no branch.
-        positions = F.interpolate(table.float(), cells.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
-        patches = (cells + positions.to(cells.dtype)).flatten(2).mT
+        if positions is None:  # always resized: with the trained grid it changes nothing
+            table = part.position_embeddings[:, 1:].unflatten(1, (self.size.grid, self.size.grid)).permute(0, 3, 1, 2)
+            resized = F.interpolate(table.float(), cells.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
+            positions = resized[0].permute(1, 2, 0)
+        patches = cells.flatten(2).mT + positions.to(cells.dtype).flatten(0, 1)
         batch = patches.shape[0]
         first = (part.cls_token + part.position_embeddings[:, :1]).expand(batch, -1, -1)
         return torch.cat([first, part.register_tokens.expand(batch, -1, -1), patches], 1)
@@ -131,33 +133,40 @@ class Tips(nn.Module):
         y: Tensor = x + block.layer_scale2(block.mlp(block.norm2(x)))
         return y
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def position_table(self, whole: bool = False) -> Positions:
+        """Return the position embeddings; those of whole images are resized alike."""
+        table = self.vision_model.embeddings.position_embeddings[0, 1:].unflatten(0, (self.size.grid, self.size.grid))
+        return Positions(table, PATCH, Resize("bilinear", antialias=True))
+
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W) in the module's dtype, RGB in [0, 1]; H and W multiples of 14.
+            positions: (H / 14, W / 14, D) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D, H / 14, W / 14) float32, L2-normalised over the channels.
         """
         *blocks, last = self.vision_model.encoder.layer
-        x = self._embed(pixel_values)
+        x = self._embed(pixel_values, positions)
         for block in blocks:
             x = block(x)
         x = self._patches_by_value(x) if self.readout == "value" else last(x)[:, _PREFIX:]
         x = self.vision_model.layernorm(x).mT  # (B, D, h w)
         return unit(x.unflatten(2, (pixel_values.shape[2] // PATCH, pixel_values.shape[3] // PATCH)))
 
-    def encode_global(self, pixel_values: Tensor) -> Tensor:
+    def encode_global(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embed whole images: the first global token of the network as trained.
 
         Args:
             pixel_values: (B, 3, H, W) in the module's dtype, RGB in [0, 1]; H and W multiples of 14.
+            positions: (H / 14, W / 14, D) position embeddings; None to resize the model's own.
 
         Returns:
             (B, D), not normalised.
         """
-        x = self._embed(pixel_values)
+        x = self._embed(pixel_values, positions)
         for block in self.vision_model.encoder.layer:
             x = block(x)
         y: Tensor = self.vision_model.layernorm(x[:, 0])

@@ -45,10 +45,15 @@ class _Placed:
         self._module = module.to(self._device, self._dtype, memory_format=torch.channels_last)
         self.name = f"torch:{self._device.type}"
 
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        import torch
+
+        return torch.from_numpy(array).to(self._device)
+
     def _pixels(self, pixel_values: Floats) -> Any:
         import torch
 
-        return torch.from_numpy(pixel_values).to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
+        return self._tensor(pixel_values).to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _run(self, part: str, function: Callable[[], Any]) -> Any:
         import torch
@@ -101,7 +106,7 @@ class TorchRuntime(_Placed):
         module = getattr(self._module, "refine_logits", None)
         if module is None:
             return None
-        return lambda logits: self._run("head", lambda: self._array(module(self._pixels(logits))))
+        return lambda logits: self._run("head", lambda: self._array(module(self._tensor(logits))))
 
     def encode_image(self, pixel_values: Floats) -> Floats:
         """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features."""

@@ -50,7 +50,8 @@ class ModelCard:
         access: A sentence about weights that are gated or not for commercial use; "" for others.
         options: What the family's `build` gets: variant, read-out, ...
         window: The model's own sliding windows, {"size": px, "stride": px}; {} to see the image whole.
-        classify: How an image is fitted for classification, {"size": px, "fit": "crop" or "squash"}; {} for the mean feature.
+        classify: How an image is fitted for classification, {"size": px, "fit": "crop" or "squash"}, with "scale" if the
+            multiplier of the cosine is another one; {} for the mean feature.
         align_corners: Whether the outer cells of the feature map lie on the outer pixels.
         conditional: Whether the network runs once for each label; there are no features to keep then.
         activation: How logits of one label become its score: "softmax" over the labels, "sigmoid", or "none".

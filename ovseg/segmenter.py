@@ -246,7 +246,8 @@ class Segmenter:
         return self._classify_one(image, names, text)
 
     def _classify_one(self, image: Images, names: _Names, text: NDArray[np.float32]) -> Classification:
-        logits = np.maximum.reduceat(self._card.logit_scale * (text @ self._model.pooled(image)), names.starts)
+        scale = self._card.classify.get("scale", self._card.logit_scale)
+        logits = np.maximum.reduceat(scale * (text @ self._model.pooled(image)), names.starts)
         scores = np.exp(logits - logits.max())
         return Classification(names.labels, (scores / scores.sum()).astype(np.float32), self.name)
 

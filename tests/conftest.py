@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hub_server import PROXIES, FakeHub, point_at, serving
 from numpy.typing import NDArray
 
 import ovseg
@@ -25,3 +29,20 @@ def scene() -> NDArray[np.uint8]:
     result = np.clip(picture + noise, 0, 255).astype(np.uint8)
     result.setflags(write=False)
     return result
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """An empty hub on this machine, which huggingface_hub takes for the real one, and an empty cache."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    from huggingface_hub.utils import close_session
+
+    for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", *PROXIES]:
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        point_at(server.endpoint, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+    close_session()

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+PROXIES = [name for key in ("http", "https", "all", "no") for name in (f"{key}_proxy", f"{key.upper()}_PROXY")]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -166,3 +168,11 @@ def serving() -> Iterator[FakeHub]:
         yield hub
     finally:
         hub.stop()
+
+
+def point_at(endpoint: str, monkeypatch: Any) -> None:
+    """Do what HF_ENDPOINT does when huggingface_hub is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")

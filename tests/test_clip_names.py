@@ -127,7 +127,7 @@ def test_card_of_openai() -> None:
         "multiple": 16, "resample": "bicubic",
     }  # fmt: skip
     assert (card.embed_dim, card.stride, card.logit_scale, card.templates) == (512, 16, 40.0, "imagenet")
-    assert card.window == {"size": 224, "stride": 112} and card.classify == {"size": 224, "fit": "crop"}
+    assert card.window == {"size": 224, "stride": 112} and card.classify == {"size": 224, "fit": "crop", "scale": 100.0}
     assert (card.license, card.access, card.megabytes) == ("mit", "", 598.4)
     assert card.options == {"tower": "ViT-B-16-quickgelu", "pretrained": "openai", "readout": "naclip"}
 
@@ -195,8 +195,8 @@ def test_card_of_somebodys_weights() -> None:
     assert openai.options["tower"] == "ViT-L-14-336-quickgelu" and openai.preprocess["mean"][0] == 0.48145466
     other = open_clip.get_model_config("ViT-B-16")
     other["vision_cfg"]["layers"] = 13
-    with pytest.raises(UnsupportedOperationError, match="somebody/deeper"):
-        card_from_config("somebody/deeper", {"model_cfg": other})
+    deeper = card_from_config("somebody/deeper", {"model_cfg": other})
+    assert deeper.options["config"] == other and deeper.options["readout"] == "naclip"
     with pytest.raises(UnsupportedOperationError, match="CoCa"):
         card_from_config("somebody/coca", {"model_cfg": open_clip.get_model_config("coca_ViT-B-32")})
     with pytest.raises(WeightsError, match="model_cfg"):

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ import pytest
 pytest.importorskip("huggingface_hub")
 
 import huggingface_hub
-from hub_server import COMMIT, FakeHub, Repo, serving
+from hub_server import COMMIT, PROXIES, FakeHub, Repo, point_at
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session
 
 from ovseg import hub_errors
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnknownModelError, WeightsError
@@ -31,7 +29,6 @@ from ovseg.integrity import check_name, file_problem
 
 REPO = "owner/tiny"
 OTHER = "f" * 40
-PROXIES = [name for key in ("http", "https", "all", "no") for name in (f"{key}_proxy", f"{key.upper()}_PROXY")]
 
 
 def tensors(values: bytes = bytes(range(200))) -> bytes:
@@ -69,24 +66,9 @@ def card(files: dict[str, str], sha256: dict[str, str] | None = None, access: st
     return CARD.format(files=json.dumps(files), sha256=json.dumps(sha256 or {}), access=access).encode()
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", *PROXIES]:
-        monkeypatch.delenv(name, raising=False)
-    with serving() as server:
-        point_at(server.endpoint, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        server.repos[REPO] = Repo({"model.safetensors": WEIGHTS, "config.json": b'{"a": 1}', "sub/words.txt": b"sky\n", "w.bin": b"x"})
-        yield server
-    close_session()
-
-
-def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what HF_ENDPOINT does when huggingface_hub is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+@pytest.fixture(autouse=True)
+def tiny(hub: FakeHub) -> None:
+    hub.repos[REPO] = Repo({"model.safetensors": WEIGHTS, "config.json": b'{"a": 1}', "sub/words.txt": b"sky\n", "w.bin": b"x"})
 
 
 def get(filename: str = "model.safetensors", **changes: Any) -> Path:

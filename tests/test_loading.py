@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import FakeHub, Repo
+from synthetic import synthesise
 
 import ovseg
 from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError, WeightsError
@@ -36,7 +39,7 @@ def test_every_card_builds_and_says_what_is_built(card: ModelCard) -> None:
         features = network(pixels)
     assert features.shape == (2, card.embed_dim, 2 * multiple // card.stride, 3 * multiple // card.stride)
     assert features.dtype == torch.float32
-    assert set(card.classify) in (set(), {"size", "fit"})
+    assert set(card.classify) in (set(), {"size", "fit"}, {"size", "fit", "scale"})
     if card.classify:
         assert callable(network.encode_global)
     if card.window:
@@ -116,3 +119,81 @@ def test_a_network_with_random_weights_answers(monkeypatch: pytest.MonkeyPatch) 
     assert result.segmentation.shape == (70, 90)
     assert first.classify(image, ["sky", "sea"]).scores.sum() == pytest.approx(1)
     assert features.embedding.shape[0] == 32
+
+
+TINY = {
+    "embed_dim": 32, "quick_gelu": False,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}  # fmt: skip
+PICTURE = np.random.default_rng(3).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+
+
+def saved(module: Any) -> bytes:
+    from safetensors.torch import save
+
+    return bytes(save({name: value.contiguous() for name, value in module.state_dict().items()}))
+
+
+def test_a_repository_of_open_clip_loads(hub: FakeHub) -> None:
+    import open_clip
+
+    network = open_clip.CLIP(**TINY).eval()
+    synthesise(network)
+    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}}
+    files = {"open_clip_config.json": json.dumps(config).encode(), "open_clip_model.safetensors": saved(network)}
+    hub.repos["me/clip"] = Repo(files, license="mit")
+    segmenter = ovseg.load("hf-hub:me/clip", device="cpu")
+    assert (segmenter.name, segmenter.card.license, segmenter.card.options["readout"]) == ("hf-hub:me/clip", "mit", "naclip")
+    assert segmenter.segment(PICTURE, ["sky", "sea"]).segmentation.shape == (50, 70)
+    # classification is open_clip's
+    with torch.inference_mode():
+        transform = open_clip.image_transform(32, False, (0.5,) * 3, (0.5,) * 3, "squash", "bicubic")
+        from PIL import Image
+
+        image = network.encode_image(transform(Image.fromarray(PICTURE))[None], normalize=True)
+        text = network.encode_text(open_clip.get_tokenizer("ViT-B-32")(["sky", "sea"]), normalize=True)
+        expected = (100 * image @ text.T).softmax(1)[0].numpy()
+    np.testing.assert_allclose(segmenter.classify(PICTURE, ["sky", "sea"], templates="none").scores, expected, atol=1e-3)
+
+
+def test_a_repository_with_a_card_of_ovseg_loads(hub: FakeHub) -> None:
+    from ovseg.registry import weights_folder
+
+    mini = cards()["mini"]
+    folder = weights_folder(mini)
+    content = {name: (folder / name).read_bytes() for name in mini.files.values()}
+    card = (Path(__file__).parents[1] / "model_cards" / "mini.md").read_bytes()
+    hub.repos["me/mini"] = Repo({"card.md": card, **content})
+    segmenter = ovseg.load("hf-hub:me/mini", device="cpu")
+    first = ovseg.load("mini", device="cpu").segment(PICTURE, ["sky", "sea"])
+    np.testing.assert_array_equal(segmenter.segment(PICTURE, ["sky", "sea"]).segmentation, first.segmentation)
+
+
+def test_somebodys_training_of_a_known_architecture_loads(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card is found by the shapes of the tensors."""
+    from ovseg import loading
+    from ovseg.models import clipseg
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    built: list[str] = []
+
+    def build(options: dict[str, Any], state: dict[str, Any] | None) -> Network:
+        if options["variant"] != "rd64":
+            raise WeightsError("of another model")
+        assert state is not None and state.keys() == {"weight"}
+        built.append(str(state["weight"].device))
+        return Network()
+
+    monkeypatch.setattr(clipseg, "build", build)
+    hub.repos["me/seg"] = Repo({"config.json": b'{"model_type": "clipseg"}', "model.safetensors": saved(Network())})
+    loaded = loading.load_model("hf-hub:me/seg", loading.Request(device="cpu"))
+    assert built == ["meta", "cpu"]
+    assert (loaded.card.name, loaded.card.family, loaded.card.scores) == ("hf-hub:me/seg", "clipseg", {})
+    hub.repos["me/other"] = Repo({"config.json": b'{"model_type": "sam3"}', "model.safetensors": saved(Network())})
+    with pytest.raises(WeightsError, match="of no model that ovseg knows"):
+        ovseg.load("hf-hub:me/other")

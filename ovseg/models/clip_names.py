@@ -110,9 +110,8 @@ def _config(tower: str) -> dict[str, Any]:
     return config
 
 
-def _obstacle(tower: str) -> str:
-    """Say why a tower does not work here; "" if it does."""
-    config = _config(tower)
+def _obstacle(config: Mapping[str, Any]) -> str:
+    """Say why a tower of this configuration does not work here; "" if it does."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "multimodal_cfg" in config:
         return "CoCa pools with many queries at once, which have no meaning for one cell"
@@ -132,12 +131,12 @@ def _kind(vision: Mapping[str, Any]) -> str:
 
 def names() -> list[str]:
     """Return every name that works, in open_clip's order."""
-    return [name for name, (tower, _) in _table().items() if not _obstacle(tower)]
+    return [name for name, (tower, _) in _table().items() if not _obstacle(_config(tower))]
 
 
 def unsupported() -> Mapping[str, str]:
     """Return the names that open_clip lists and that do not work here -> why."""
-    return {name: reason for name, (tower, _) in _table().items() if (reason := _obstacle(tower))}
+    return {name: reason for name, (tower, _) in _table().items() if (reason := _obstacle(_config(tower)))}
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -164,7 +163,7 @@ def parse_name(name: str) -> tuple[str, str]:
             "letters, with '-' for '_' and size and patch joined: clip-vit-b16-openai."
         )
     tower, tag = table[name]
-    if reason := _obstacle(tower):
+    if reason := _obstacle(_config(tower)):
         raise UnsupportedOperationError(
             f"{name!r} cannot segment: {reason}. Take another tower, for example 'clip-vit-b16-openai', 'clip-vit-b16-siglip2-512-webli', "
             "'clip-pe-core-b16-meta' or 'clip-convnext-large-d-320-laion2b-s29b-b131k-ft-soup'."
@@ -250,9 +249,8 @@ def _short_side(vision: Mapping[str, Any]) -> int:
     return max(_native_size(vision), _SHORT_SIDE if _stride(vision) < 32 else _COARSE_SHORT_SIDE)
 
 
-def _card(name: str, tower: str, preprocess: Mapping[str, Any]) -> ModelCard:
+def _card(name: str, tower: str, config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ModelCard:
     """Make what the architecture and the preprocessing say; weights, licence and source are the caller's."""
-    config = _config(tower)
     vision = config["vision_cfg"]
     stride, native, readout = _stride(vision), _native_size(vision), _readout(vision)
     short_side = _short_side(vision)
@@ -280,7 +278,11 @@ def _card(name: str, tower: str, preprocess: Mapping[str, Any]) -> ModelCard:
         megabytes=round(4 * _MILLIONS.get(tower.removesuffix(QUICK), 0.0), 1),
         options={"tower": tower, "readout": readout},
         window=window,
-        classify={"size": native, "fit": "squash" if preprocess["resize_mode"] == "squash" else "crop"},
+        classify={
+            "size": native,
+            "fit": "squash" if preprocess["resize_mode"] == "squash" else "crop",
+            **({"scale": _CLIP_SCALE} if readout == "naclip" else {}),
+        },
     )
 
 
@@ -297,7 +299,7 @@ def card_for(name: str) -> ModelCard:
     from open_clip import get_pretrained_cfg
 
     tower, tag = parse_name(name)
-    card = _card(name, tower, get_pretrained_cfg(tower, tag))
+    card = _card(name, tower, _config(tower), get_pretrained_cfg(tower, tag))
     license, access = _license(tower, tag)
     source: dict[str, Any] = {"open_clip": [tower, tag]}
     tokenizer = _config(tower)["text_cfg"].get("hf_tokenizer_name")
@@ -324,7 +326,7 @@ def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_from_config(repository: str, config: Mapping[str, Any]) -> ModelCard:
-    """Make the card of somebody's weights of one of open_clip's architectures.
+    """Make the card of somebody's weights of one of open_clip's architectures, or of one that open_clip can build.
 
     Args:
         repository: `owner/name` in the hub.
@@ -332,7 +334,7 @@ def card_from_config(repository: str, config: Mapping[str, Any]) -> ModelCard:
 
     Raises:
         WeightsError: If the configuration lacks something.
-        UnsupportedOperationError: If it is not that of a tower that comes with open_clip, or the tower has no dense features here.
+        UnsupportedOperationError: If the tower has no dense features here.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, list_models
 
@@ -340,13 +342,13 @@ def card_from_config(repository: str, config: Mapping[str, Any]) -> ModelCard:
     if not isinstance(wanted, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= wanted.keys():
         raise WeightsError(f"open_clip_config.json of {repository} must have a model_cfg with embed_dim, vision_cfg and text_cfg.")
     shape = _shape(wanted)
-    tower = next((tower for tower in list_models() if _shape(_config(tower)) == shape), None)
-    if tower is None:
-        raise UnsupportedOperationError(
-            f"{repository} has an architecture that does not come with open_clip, embed_dim {wanted['embed_dim']}. ovseg builds those of "
-            "open_clip.list_models() only."
-        )
-    if reason := _obstacle(tower):
+    if reason := _obstacle(wanted):
         raise UnsupportedOperationError(f"{repository} cannot segment: {reason}.")
+    tower = next((tower for tower in list_models() if _shape(_config(tower)) == shape), "")
     usual = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    return _card(f"hf-hub:{repository}", tower, usual | config.get("preprocess_cfg", {}))
+    seen = usual | config.get("preprocess_cfg", {})
+    card = _card(f"hf-hub:{repository}", tower, wanted, seen)
+    if tower:
+        return card
+    options = {"config": wanted, "readout": card.options["readout"], "mean": list(seen["mean"]), "std": list(seen["std"])}
+    return replace(card, options=options)

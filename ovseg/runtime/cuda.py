@@ -7,6 +7,7 @@ CUDA's runtime statically. Not yet run on a GPU: the tests drive it with a stand
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,13 +49,14 @@ class Buffer:
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """View page-locked memory as an array; it must not outlive the buffer."""
-        raw = (ctypes.c_ubyte * self.size).from_address(self.pointer)
-        count = int(np.prod(shape, dtype=np.int64))
-        return np.frombuffer(raw, dtype, count).reshape(shape)
+        raw = memoryview((ctypes.c_ubyte * self.size).from_address(self.pointer))
+        return np.ndarray(shape, dtype, raw)
 
 
 class Cuda:
     """A GPU, with one stream for everything that is done on it.
+
+    Threads may share it as long as each holds `lock` while it uses the stream: what another put there would become part of a recording.
 
     Args:
         index: Which of the GPUs.
@@ -71,6 +73,7 @@ class Cuda:
             raise MissingDependencyError(f"The tensorrt backend needs cuda-bindings 13 ({error}): pip install 'ovseg[tensorrt]'") from error
         self._api: Any = runtime
         self.index = index
+        self.lock = threading.Lock()
         code, count = runtime.cudaGetDeviceCount()
         if code != runtime.cudaError_t.cudaSuccess or not count:
             why = f" ({code.name})" if code != runtime.cudaError_t.cudaSuccess else ""

@@ -1,7 +1,7 @@
 """What is known of a built TensorRT engine, and whether it may run here.
 
-An engine is a program for one GPU and one version of TensorRT. Beside each, `PART.engine.json` says what it was built of, by what, for what,
-and this is compared before the engine is read: TensorRT's own answer to a foreign engine is a null pointer.
+An engine is a program for one GPU and one version of TensorRT. Beside each, `PART.engine.json` says what it was built of, by what and for
+what, and this is compared before the engine is read: TensorRT's own answer to a foreign engine is a null pointer.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_record(folder: Path, part: str) -> EngineRecord:
         if any(len(shapes) != 3 for shapes in profiles.values()):
             raise ValueError("a profile has three shapes")
         record = EngineRecord(profiles=profiles, **values)  # type: ignore[arg-type]  # mypy cannot see that there are three
-        kinds = {"str": str, "bool": bool, "int": int, "float": (int, float), "Mapping": dict}
+        kinds: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": (int, float), "Mapping": dict}
         for field in dataclasses.fields(EngineRecord):
             if not isinstance(getattr(record, field.name), kinds[str(field.type).partition("[")[0]]):
                 raise ValueError(f"{field.name} is {getattr(record, field.name)!r}")
@@ -161,7 +161,7 @@ def check_record(record: EngineRecord, folder: Path, version: str, gpu: Gpu) -> 
     if not engine.is_file() or not card.is_file():
         raise WeightsError(f"{what} is incomplete: {(card if engine.is_file() else engine).name} is missing. {again}.")
     if sha256_of(card) != record.card_sha256:
-        raise WeightsError(f"{what} was built with another card.md: what the card says need not be true of it. {again}, or restore the card.")
+        raise WeightsError(f"{what} was built with another card.md, so what the card says may not hold. {again}, or restore the card.")
     if version != record.tensorrt:
         later = record.version_compatible and _numbers(version) >= _numbers(record.tensorrt)
         if not later:

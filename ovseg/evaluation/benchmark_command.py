@@ -1,0 +1,461 @@
+"""`ovseg benchmark`: models side by side, against what else there is, and against what the machine allows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ovseg.errors import InvalidArgumentError, OvsegError
+from ovseg.evaluation.benchmark import BenchmarkResult, Entry, Spread, compare, interleave, picture, seconds_of, words
+from ovseg.evaluation.floor import measure_machine, measure_work
+from ovseg.evaluation.peers import PEERS, Peer
+from ovseg.evaluation.probe import measure
+from ovseg.segmenter import Segmenter, load
+
+PARTS = {
+    "labels": "time by the number of labels",
+    "megapixels": "time and memory by the size of the image",
+    "start": "from the command line to a written picture",
+    "peers": "against what else one would run",
+    "floor": "against what the machine allows",
+}
+"""What is measured; --only chooses."""
+_PACKAGES = ("ovseg", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "open_clip_torch", "timm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        models: Arguments of `ovseg.load`, one mapping for each model.
+        threads: Threads of a network.
+        image_size: (height, width) of the image [px].
+        counts: Numbers of labels.
+        megapixels: Sizes of images, each with the numbers of labels in `megapixel_counts`.
+        megapixel_counts: See there.
+        repeats: How often each thing is measured.
+        limit: Numbers of labels that would take longer are left out [s].
+        segment: Options of `Segmenter.segment`: templates, size, window.
+        parts: Keys of `PARTS`.
+    """
+
+    models: Sequence[Mapping[str, Any]]
+    threads: int
+    image_size: tuple[int, int] = (480, 640)
+    counts: Sequence[int] = (1, 10, 100, 1000)
+    megapixels: Sequence[float] = (0.3, 3, 12)
+    megapixel_counts: Sequence[int] = (10,)
+    repeats: int = 3
+    limit: float = 20.0
+    segment: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[str] = tuple(PARTS)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured; every part may be empty.
+
+    Attributes:
+        machine: What it was measured on and with.
+        models: By the number of labels.
+        megapixels: Rows of model, megapixels, labels, and what `probe.measure` returns.
+        start: Rows of model and a `Spread` of seconds.
+        peers: Rows of ours, peer, labels, the `Spread` of both and of their ratio.
+        floor: Rows of model, operations, bytes, least and measured seconds, and their ratio.
+        notes: What was left out, and why.
+    """
+
+    machine: dict[str, Any]
+    models: list[BenchmarkResult] = field(default_factory=list)
+    megapixels: list[dict[str, Any]] = field(default_factory=list)
+    start: list[dict[str, Any]] = field(default_factory=list)
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    floor: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, for JSON."""
+        return asdict(self)
+
+    def format_markdown(self) -> str:
+        """Return the tables, to be read as they are or by a Markdown renderer."""
+        sections = [_machine_lines(self.machine)]
+        if self.models:
+            height, width = self.models[0].image_size
+            rows = [_label_row(model, count) for model in self.models for count in model.segment_seconds]
+            head = ["model", "labels", "words, once", "segment, words known", "from features"]
+            sections.append(f"## Labels: {width} x {height} px, median (least to most)\n\n{_table(head, rows)}")
+        if self.megapixels:
+            head = ["model", "megapixels", "labels", "segment, file read included", "peak memory"]
+            sections.append(f"## Megapixels: each in a process of its own\n\n{_table(head, map(_megapixel_row, self.megapixels))}")
+        if self.start:
+            rows = [[row["model"], row["seconds"].format_seconds(), row["processor_seconds"].format_seconds()] for row in self.start]
+            table = _table(["model", "time", "processor time"], rows)
+            sections.append(f"## Cold start: `ovseg segment`, from the shell to the written overlay\n\n{table}")
+        if self.peers:
+            head = ["ours", "peer (random weights)", "image", "labels", "ours", "peer", "peer / ours"]
+            sections.append(f"## Peers, in turns with ours\n\n{_table(head, map(_peer_row, self.peers))}")
+        if self.floor:
+            head = ["model", "GFLOP", "MB moved", "least time", "features took", "share of the possible"]
+            sections.append(f"## The machine's floor, image network only\n\n{_table(head, map(_floor_row, self.floor))}")
+        if self.notes:
+            sections.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(sections)
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    wide = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *lines[1:]])
+
+
+def _machine_lines(machine: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    lines = [f"{machine['system']}, {machine['processor']}, {machine['threads']} of {machine['cores']} cores", f"Python {packages}"]
+    if "flops_per_second" in machine:
+        lines.append(
+            f"Matrix products at {machine['flops_per_second'] / 1e9:.0f} GFLOP/s ({machine['library']}), memory at "
+            f"{machine['bytes_per_second'] / 1e9:.1f} GB/s"
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _label_row(model: BenchmarkResult, count: int) -> list[str]:
+    ask = model.ask_seconds[count].format_seconds() if count in model.ask_seconds else "-"
+    read = Spread.of([model.words_seconds[count]]).format_seconds() if model.ask_seconds else "in every answer"
+    return [model.title, f"{count:,}", read, model.segment_seconds[count].format_seconds(), ask]
+
+
+def _megapixel_row(row: Mapping[str, Any]) -> list[str]:
+    first = [row["model"], f"{row['megapixels']:g}", f"{row['labels']:,}"]
+    if "error" in row:
+        return [*first, row["error"], "-"]
+    memory = "not known" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:,.0f} MB"
+    return [*first, Spread.of([row["segment_seconds"]]).format_seconds(), memory]
+
+
+def _peer_row(row: Mapping[str, Any]) -> list[str]:
+    height, width = row["image_size"]
+    ours, peer = row["ours_seconds"].format_seconds(), row["peer_seconds"].format_seconds()
+    return [row["model"], row["peer"], f"{width} x {height}", f"{row['labels']:,}", ours, peer, row["ratio"].format_ratio()]
+
+
+def _floor_row(row: Mapping[str, Any]) -> list[str]:
+    least, took = (Spread.of([row[key]]).format_seconds() for key in ("floor_seconds", "encode_seconds"))
+    return [row["model"], f"{row['flops'] / 1e9:.1f}", f"{row['bytes'] / 1e6:.0f}", least, took, f"{100 * row['share']:.0f} %"]
+
+
+# -------------------------------------------------------------------------------------------------------------- measuring
+
+
+def run_plan(plan: Plan) -> Report:
+    """Measure everything in a plan.
+
+    Raises:
+        OvsegError: If no model can be loaded.
+    """
+    report = Report(_describe(plan.threads))
+    models = _load_all(plan, report.notes)
+    if "labels" in plan.parts or "floor" in plan.parts:
+        counts = plan.counts if "labels" in plan.parts else plan.counts[:1]
+        ready = [Entry(model.give, model.options.get("dtype") or "float32", model.options.get("weights") == "random") for model in models]
+        found = compare(ready, plan.image_size, counts, plan.repeats, limit=plan.limit, **plan.segment)
+        found = [replace(result, load_seconds=model.seconds) for result, model in zip(found, models, strict=True)]
+        report.models.extend(found)
+        for model in found:
+            if model.skipped:
+                report.notes.append(f"{model.title}: {', '.join(f'{n:,}' for n in model.skipped)} labels would take over {plan.limit:g} s.")
+        if "floor" in plan.parts:
+            _measure_floor(plan, models, report)
+    if "peers" in plan.parts:
+        _measure_peers(plan, models, report)
+    with tempfile.TemporaryDirectory(prefix="ovseg-benchmark-") as folder:
+        if "megapixels" in plan.parts:
+            _measure_megapixels(plan, models, Path(folder), report)
+        if "start" in plan.parts:
+            _measure_start(plan, models, Path(folder), report)
+    return report
+
+
+def _describe(threads: int) -> dict[str, Any]:
+    packages = {"": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads,
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------------------------- models
+
+
+@contextmanager
+def _no_text_cache() -> Iterator[None]:
+    """Keep embeddings that an earlier run left on the disk out of the measurement, and ours out of the user's cache."""
+    before = os.environ.get("OVSEG_CACHE")
+    os.environ["OVSEG_CACHE"] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OVSEG_CACHE"]
+        else:
+            os.environ["OVSEG_CACHE"] = before
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that works here."""
+
+    segmenter: Segmenter
+    options: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        title = f"{self.segmenter.name}, {self.segmenter.device}, {self.options.get('dtype') or 'float32'}"
+        return f"{title}, random weights" if self.options.get("weights") == "random" else title
+
+    def give(self) -> Segmenter:
+        return self.segmenter
+
+
+def _load_all(plan: Plan, notes: list[str]) -> list[_Model]:
+    found: dict[str, _Model] = {}
+    trouble: OvsegError | None = None
+    for options in plan.models:
+        began = time.perf_counter()
+        try:
+            with _no_text_cache():
+                segmenter = load(**options)
+        except OvsegError as error:
+            trouble = error
+            notes.append(f"{options['model']}, backend {options.get('backend')}, dtype {options.get('dtype')}: {error}")
+            continue
+        model = _Model(segmenter, options, time.perf_counter() - began)
+        found.setdefault(model.title, model)
+    if not found and trouble is not None:
+        raise trouble
+    return list(found.values())
+
+
+def _measure_floor(plan: Plan, models: Sequence[_Model], report: Report) -> None:
+    machine = measure_machine(plan.threads)
+    report.machine.update(asdict(machine))
+    for model, result in zip(models, report.models, strict=True):
+        if "cpu" not in result.device or result.encode_seconds is None:
+            report.notes.append(f"{result.title}: the floor is that of networks with features on the CPU.")
+            continue
+        try:
+            work = measure_work(model.segmenter.card, plan.image_size, plan.segment.get("size"), plan.segment.get("window"))
+        except (OvsegError, RuntimeError) as error:
+            report.notes.append(f"{result.title}: its operations cannot be counted: {error}")
+            continue
+        least, took = work.floor_seconds(machine), result.encode_seconds.median
+        row = {**asdict(work), "floor_seconds": least, "encode_seconds": took, "share": least / took}
+        report.floor.append({"model": result.title, **row})
+
+
+def _measure_peers(plan: Plan, models: Sequence[_Model], report: Report) -> None:
+    for peer in PEERS:
+        ours = {model.title: model.segmenter for model in models if model.segmenter.card.family in peer.families}
+        if ours:
+            try:
+                _measure_peer(plan, peer, ours, report)
+            except ImportError as error:
+                report.notes.append(f"{peer.name} is not here to compare with: {error}")
+
+
+def _measure_peer(plan: Plan, peer: Peer, ours: Mapping[str, Segmenter], report: Report) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        image = picture(*(peer.image_size or plan.image_size))
+        run = peer.make(image)
+        run(1)
+        alone = seconds_of(partial(run, 1))
+        for count in peer.counts:
+            rounds = max(1, min(plan.repeats, int(plan.limit // (alone * count)))) if peer.grows else plan.repeats
+            labels = words(count)
+            actions: dict[str, Callable[[], object]] = {
+                title: partial(segmenter.segment, image, labels, **plan.segment) for title, segmenter in ours.items()
+            }
+            quick = {name: min(seconds_of(action) for _ in range(2)) for name, action in actions.items()}  # reads the words, too
+            repeated = {name: _repeated(action, 5 if quick[name] < 1 else 1) for name, action in actions.items()}
+            found = interleave({**repeated, peer.name: partial(run, count)}, rounds, warm=False)
+            for title in ours:
+                mine = [seconds / (5 if quick[title] < 1 else 1) for seconds in found[title]]
+                ratio = Spread.of([theirs / own for theirs, own in zip(found[peer.name], mine, strict=True)])
+                report.peers.append({
+                    "model": title, "peer": peer.name, "how": peer.how, "image_size": image.shape[:2], "labels": count,
+                    "ours_seconds": Spread.of(mine), "peer_seconds": Spread.of(found[peer.name]), "ratio": ratio,
+                })  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def _repeated(action: Callable[[], object], times: int) -> Callable[[], object]:
+    def run() -> None:
+        for _ in range(times):
+            action()
+
+    return run
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**dict.fromkeys(names, str(plan.threads)), "OVSEG_CACHE": "off"}
+
+
+def _measure_megapixels(plan: Plan, models: Sequence[_Model], folder: Path, report: Report) -> None:
+    from PIL import Image
+
+    for megapixels in plan.megapixels:
+        height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
+        path = folder / f"{megapixels:g}.jpg"
+        Image.fromarray(picture(height, max(1, round(megapixels * 1e6 / height)))).save(path, quality=90)
+        for model, labels in product(models, plan.megapixel_counts):
+            row = measure(model.options, plan.segment, path, labels, _environment(plan))
+            report.megapixels.append({"model": model.title, "megapixels": megapixels, "labels": labels, **row})
+
+
+def _measure_start(plan: Plan, models: Sequence[_Model], folder: Path, report: Report) -> None:
+    from PIL import Image
+
+    source, target = folder / "start.jpg", folder / "overlay.png"
+    Image.fromarray(picture(*plan.image_size)).save(source)
+    environment = {**os.environ, **_environment(plan)}
+    for model in models:
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in model.options.items() if value is not None]
+        command = [sys.executable, "-m", "ovseg", "segment", str(source), "sky", "grass", "sand", "-q", "--overlay", str(target), *flags]
+        runs = []
+        for _ in range(plan.repeats + 1):
+            target.unlink(missing_ok=True)
+            before = _children_seconds()
+            took = seconds_of(partial(subprocess.run, command, capture_output=True, check=False, env=environment))
+            runs.append((took, _children_seconds() - before))
+            if not target.is_file():
+                report.notes.append(f"{model.title}: `ovseg segment` wrote no picture.")
+                break
+        else:
+            took_all, busy = zip(*runs[1:], strict=True)  # the first run reads the disk
+            report.start.append({"model": model.title, "seconds": Spread.of(took_all), "processor_seconds": Spread.of(busy)})
+
+
+def _children_seconds() -> float:
+    """Return the processor time of all child processes that have ended; on a busy machine it says more than the clock."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ovseg benchmark`."""
+    add = parser.add_argument
+    add("-m", "--model", action="append", metavar="NAME", help="a model, by name or folder (mini); may repeat")
+    add("--backend", action="append", choices=("onnx", "torch"), help="runtime (what the model runs with); may repeat")
+    add("--dtype", action="append", choices=("float32", "float16", "bfloat16"), help="precision, with --backend torch; may repeat")
+    add("--device", help="cpu, cuda, ... (a GPU if there is one)")
+    add("--threads", type=int, help="CPU threads of a network, ours or another (all cores)")
+    add("--weights", metavar="FILE", help="your own .safetensors; 'random' to measure speed without a download")
+    add("--readout", help="how dense features are read out of a CLIP or TIPS tower (the card's)")
+    add("--image-size", default="640x480", metavar="WxH", help="size of the image [px] (640x480)")
+    add("--labels", metavar="N,N", help="numbers of labels (1,10,100,1000)")
+    add("--megapixels", metavar="N,N", help="sizes of images whose memory is measured (0.3,3,12)")
+    add("--repeats", type=int, default=3, help="measurements, of which the median, least and most are shown (3)")
+    add("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
+    add("--size", help="short side the network sees [px], or 'native'")
+    add("--window", choices=("whole", "sliding"), help="see the image at once or by windows (the model's own)")
+    add("--only", action="append", choices=tuple(PARTS), help="measure only this; may repeat: " + "; ".join(map(": ".join, PARTS.items())))
+    add("--full", action="store_true", help="also 5,000 labels, 100 megapixels and 1,000 labels on each; takes many minutes")
+    add("--json", type=Path, metavar="FILE", help="write the result there")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Measure, write the files that are asked for, and return the tables."""
+    from ovseg.output.files import write_atomically
+
+    report = run_plan(plan_of(options))
+    text = report.format_markdown()
+    if options.json:
+        with write_atomically(options.json) as file:
+            file.write(json.dumps(report.as_dict(), indent=2).encode())
+    if options.markdown:
+        with write_atomically(options.markdown) as file:
+            file.write((text + "\n").encode())
+    return text
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Read the options.
+
+    Raises:
+        InvalidArgumentError: If one cannot be understood.
+    """
+    try:
+        width, height = (int(part) for part in options.image_size.lower().split("x"))
+        counts = [int(part) for part in options.labels.split(",")] if options.labels else [1, 10, 100, 1000]
+        megapixels = [float(part) for part in options.megapixels.split(",")] if options.megapixels else [0.3, 3, 12]
+        size = int(options.size) if options.size not in (None, "native") else options.size
+    except ValueError as error:
+        raise InvalidArgumentError(f"--image-size is WxH, --labels and --megapixels are N,N, --size is N or native: {error}.") from error
+    if options.repeats < 1 or min(counts) < 1 or min(width, height) < 1 or min(megapixels) <= 0:
+        raise InvalidArgumentError("A benchmark needs at least one repeat, one label and one pixel.")
+    threads = options.threads or os.cpu_count() or 1
+    shared = {"device": options.device, "threads": threads, "weights": options.weights, "readout": options.readout}
+    models = [
+        {"model": model, "backend": backend, "dtype": dtype, **shared}
+        for model, backend, dtype in product(options.model or ["mini"], options.backend or [None], options.dtype or [None])
+    ]
+    if options.full:
+        counts = counts if options.labels else [*counts, 5000]
+        megapixels = megapixels if options.megapixels else [0.3, 1, 3, 12, 30, 100]
+    return Plan(
+        models,
+        threads,
+        (height, width),
+        counts,
+        megapixels,
+        (10, 1000) if options.full else (10,),
+        options.repeats,
+        120.0 if options.full else 20.0,
+        {"templates": options.templates, "size": size, "window": options.window},
+        tuple(options.only or PARTS),
+    )

@@ -45,7 +45,9 @@ from ovseg.runtime.tensorrt_engine import COMPATIBILITY, EngineRecord, load_tens
 logger = logging.getLogger(__name__)
 
 PARTS = ("image", "segmenter")
-BATCH, LABELS = (1, 1, 8), (1, 32, 256)
+BATCHES = {"image": (1, 1, 8), "segmenter": (1, 1, 1)}
+"""Images at once. An engine sets memory aside for its largest shape: the logits of 8 megapixel images and 256 labels take 8.6 GB."""
+LABELS = (1, 32, 256)
 _FORMAT = 1  # counts up when the same input would give another engine
 _SHOWN = 8  # problems that a message names
 
@@ -114,7 +116,7 @@ def plan_engine(
     model: str | Path,
     *,
     part: str = "image",
-    batch: Triple = BATCH,
+    batch: Triple | None = None,
     height: Triple | None = None,
     width: Triple | None = None,
     labels: Triple = LABELS,
@@ -124,7 +126,7 @@ def plan_engine(
     Args:
         model: A folder that `ovseg export onnx` wrote, or "mini".
         part: "image" for the image tower, "segmenter" for the fused graph.
-        batch: Least, best and largest number of images at once.
+        batch: Least, best and largest number of images at once; None for that of `BATCHES`.
         height: The same of the network's input [px], in the card's multiples; None for what the card suggests.
         width: Likewise.
         labels: Likewise of text embeddings; only the segmenter has them.
@@ -142,7 +144,7 @@ def plan_engine(
     sizes = {what: size_range(card) if given is None else Range(*given) for what, given in (("height", height), ("width", width))}
     for what, size in sizes.items():
         check_multiples(size, multiple, what)
-    ranges = Ranges(Range(*batch), sizes["height"], sizes["width"], Range(*labels))
+    ranges = Ranges(Range(*(batch or BATCHES[part])), sizes["height"], sizes["width"], Range(*labels))
     problems = lint_graph(graph, covers)
     loaded = read_graph(graph)
     shapes = profiles(graph_inputs(loaded), ranges, _patches(card))
@@ -185,7 +187,7 @@ def export_tensorrt(
     engine_folder: Path,
     *,
     part: str = "image",
-    batch: Triple = BATCH,
+    batch: Triple | None = None,
     height: Triple | None = None,
     width: Triple | None = None,
     labels: Triple = LABELS,
@@ -288,11 +290,12 @@ def _card_of_engines(plan: Plan) -> tuple[dict[str, Path], str]:
     """
     graphs = [plan.files[part] for part in PARTS if part in plan.files]
     become = {path.name for path in graphs} | {name for path in graphs for name in _external(path)}
-    text = plan.files.get("text")
-    become -= {text.name, *_external(text)} if text is not None else set()
+    for path in plan.files.values():
+        if path.suffix == ".onnx" and path not in graphs:  # it may share a file of weights with them
+            become -= {path.name, *_external(path)}
     roles = {role: name for role, name in plan.card.files.items() if name not in become}
-    hashes = {name: plan.card.sha256[name] for name in roles.values() if name in plan.card.sha256}
-    return {name: plan.files[role] for role, name in roles.items()}, card_text(dataclasses.replace(plan.card, files=roles, sha256=hashes))
+    # All hashes stay, those of the graphs too: so the cards of two exports differ, and engines of both never share a folder.
+    return {name: plan.files[role] for role, name in roles.items()}, card_text(dataclasses.replace(plan.card, files=roles))
 
 
 def _check_target(folder: Path, card: str) -> None:
@@ -304,7 +307,7 @@ def _check_target(folder: Path, card: str) -> None:
     except (OSError, UnicodeDecodeError):
         same = False
     if not same:
-        raise OutputError(f"{folder} exists and does not hold engines of this very model. Name a new folder.")
+        raise OutputError(f"{folder} exists and does not hold engines of this very model, as it was exported. Name a new folder.")
 
 
 def _write(folder: Path, content: bytes, record: EngineRecord, card: str, kept: Mapping[str, Path]) -> None:
@@ -357,8 +360,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="ONNX_FOLDER", help="a folder that `ovseg export onnx` wrote, or mini")
     parser.add_argument("out", metavar="ENGINE_FOLDER", type=Path, nargs="?", help="new, or with engines of the same model")
     parser.add_argument("--part", choices=PARTS, default="image", help="the image tower, or pixels to labels in one (image)")
-    ranges = {"batch": "images at once (1,1,8)", "height": "input heights [px] (the card's)", "width": "input widths [px] (the card's)"}
-    for name, text in {**ranges, "labels": "labels of the segmenter (1,32,256)"}.items():
+    ranges = {
+        "batch": "images at once (1,1,8; of the segmenter 1)", "height": "input heights [px] (the card's)",
+        "width": "input widths [px] (the card's)", "labels": "labels of the segmenter (1,32,256)",
+    }  # fmt: skip
+    for name, text in ranges.items():
         parser.add_argument(f"--{name}", type=_triple, metavar="LEAST,BEST,LARGEST", help=text)
     parser.add_argument("--workspace", type=int, default=0, metavar="MB", help="most scratch memory of a layer (all there is)")
     parser.add_argument("--optimization-level", type=int, choices=LEVELS, default=3, help="0 builds fast, 5 tries most (3)")
@@ -375,10 +381,10 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         OvsegError: As for `export_tensorrt`; with --check, if TensorRT would refuse the graph.
     """
-    batch, labels = options.batch or BATCH, options.labels or LABELS
+    labels = options.labels or LABELS
     if options.check:
         plan = plan_engine(
-            options.model, part=options.part, batch=batch, height=options.height, width=options.width, labels=labels
+            options.model, part=options.part, batch=options.batch, height=options.height, width=options.width, labels=labels
         )  # fmt: skip
         if any(problem.severity == "error" for problem in plan.problems):
             raise BackendError(f"TensorRT would refuse this graph.\n{plan.format()}")
@@ -389,7 +395,7 @@ def run(options: argparse.Namespace) -> str:
         options.model,
         options.out,
         part=options.part,
-        batch=batch,
+        batch=options.batch,
         height=options.height,
         width=options.width,
         labels=labels,

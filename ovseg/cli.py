@@ -84,7 +84,7 @@ def _run_group(name: str, arguments: list[str]) -> int:
         print(module.run(options))
         return 0
 
-    return _parse_and_run(f"{name} {kind}", rest, module.declare, run, f"{summary} Of {kinds[kind][1]}.")
+    return _parse_and_run(f"{name} {kind}", rest, module.declare, run, f"{summary} Here: {kinds[kind][1]}.")
 
 
 def _parse_and_run(
@@ -117,10 +117,11 @@ def _overview() -> str:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="mini", help="a name that `ovseg models` lists, hf-hub:OWNER/NAME, or a folder (mini)")
-    parser.add_argument("--backend", choices=("onnx", "torch"), help="runtime (what the model runs with)")
+    parser.add_argument("--backend", choices=("onnx", "torch", "tensorrt"), help="runtime (what the model runs with)")
     parser.add_argument("--device", help="cpu, cuda, ... (a GPU if there is one)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision, with --backend torch")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster on a GPU, after a minute")
     parser.add_argument("--readout", help="how dense features are read out of a CLIP or TIPS tower: naclip, maskclip, ... (the card's)")
     parser.add_argument("--proxy", metavar="TIMM", help="network that gives the attention, with --readout proxyclip")
     parser.add_argument("--weights", action="append", metavar="FILE", help="your own .safetensors; may repeat; 'random' to measure speed")
@@ -145,6 +146,7 @@ def _load(options: argparse.Namespace) -> Segmenter:
         device=options.device,
         dtype=options.dtype,
         threads=options.threads,
+        compile=options.compile,
         readout=options.readout,
         proxy=options.proxy,
         weights=weights,
@@ -427,32 +429,15 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _benchmark_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image-size", default="640x480", metavar="WxH", help="size of the image [px] (640x480)")
-    parser.add_argument("--labels", default="1,10,100", metavar="N,N", help="numbers of labels (1,10,100)")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median is shown (3)")
-    parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
-    parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
-    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    _model_options(parser)
+    from ovseg.evaluation.benchmark_command import declare
+
+    declare(parser)
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from ovseg.evaluation.benchmark import benchmark
-    from ovseg.output.files import write_atomically
+    from ovseg.evaluation.benchmark_command import run
 
-    try:
-        width, height = (int(part) for part in options.image_size.lower().split("x"))
-        counts = [int(part) for part in options.labels.split(",")]
-    except ValueError as error:
-        raise InvalidArgumentError(f"--image-size is WxH and --labels N,N: {error}.") from error
-    result = benchmark(
-        lambda: _load(options), (height, width), counts, options.repeats, options.size, options.window, options.templates
-    )
-    print(result.format_table())
-    if options.json:
-        with write_atomically(options.json) as file:
-            file.write(json.dumps(result.as_dict(), indent=2).encode())
+    print(run(options))
     return 0
 
 
@@ -495,11 +480,19 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[
     "segment": (_segment_options, _segment, "Say which word every pixel is."),
     "classify": (_classify_options, _classify, "Say which word the whole image shows."),
     "models": (_models_options, _models, "List the models, their licence and scores."),
-    "benchmark": (_benchmark_options, _benchmark, "Measure time and memory by the number of labels."),
+    "benchmark": (_benchmark_options, _benchmark, "Measure time and memory, side by side with what else one could use."),
     "eval": (_eval_options, _eval, "Measure mIoU on a folder of images and label maps."),
 }
 
 _GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "export": (
+        "Make files that run without torch, and check them.",
+        {
+            "onnx": ("ovseg.export.onnx", "a folder for onnxruntime, of a model"),
+            "check": ("ovseg.export.check", "whether an exported folder still computes what it did"),
+            "tensorrt": ("ovseg.export.tensorrt", "an engine for this machine's NVIDIA GPU, of an exported folder"),
+        },
+    ),
     "convert": (
         "Turn a published checkpoint into a folder that can be loaded.",
         {

@@ -16,7 +16,7 @@ class ImageFeatures:
         embedding: (D, h, w) float32, L2-normalised over D; read-only.
         image_size: (H, W) of the image [px].
         extent: How many cells (down, across) of the grid the image covers: (h, w), or less where the input was padded.
-        model: Name of the model they come from.
+        model: The model they come from, with its read-out where it has a choice.
         image: (H, W, 3) uint8 RGB, kept for overlays; or None.
     """
 

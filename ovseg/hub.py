@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnknownModelError, WeightsError
@@ -25,8 +26,8 @@ from ovseg.registry import ModelCard, cards, parse_card
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("tipsv2", "clipseg", "siglip", "sam3", "sam3_video")
-"""`model_type` in the config.json of the transformers repositories that ovseg has a family for."""
+MODEL_TYPES: Mapping[str, str] = MappingProxyType({"tipsv2": "tips", "clipseg": "clipseg", "sam3": "sam3", "sam3_video": "sam3"})
+"""`model_type` in the config.json of transformers repositories -> our family."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)

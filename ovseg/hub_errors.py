@@ -39,11 +39,15 @@ class Wanted:
         return f"{self.filename} of {self.repo}" if self.filename else f"the list of files of {self.repo}"
 
 
+def _and_access(wanted: Wanted) -> str:
+    return f" {wanted.access}" if wanted.access else ""
+
+
 def not_cached(wanted: Wanted) -> WeightsError:
     """Make the error for offline mode."""
     return WeightsError(
         f"Downloads are switched off (local_files_only or HF_HUB_OFFLINE), and the cache {wanted.cache} does not hold {wanted}. "
-        "Load the model once with downloads, or pass a folder that holds it."
+        f"Load the model once with downloads, or pass a folder that holds it.{_and_access(wanted)}"
     )
 
 
@@ -54,7 +58,7 @@ def explain(error: Exception, wanted: Wanted) -> WeightsError:
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__, wanted)
     if isinstance(error, errors.HfHubHTTPError):
-        return WeightsError(_answer(error, wanted) + (f" {wanted.access}" if wanted.access else ""))
+        return WeightsError(_answer(error, wanted) + _and_access(wanted))
     if isinstance(error, errors.LocalTokenNotFoundError):
         return WeightsError("A token is asked for (token=True) and there is none: run `hf auth login`, or set HF_TOKEN.")
     if isinstance(error, errors.HFValidationError):
@@ -70,7 +74,7 @@ def explain(error: Exception, wanted: Wanted) -> WeightsError:
         return WeightsError(f"{wanted} came incomplete: the connection ended before the file did. Try again.")
     return WeightsError(
         f"Cannot download {wanted}: {wanted.endpoint} cannot be reached ({line(error)}). Check the network and the proxy settings, or copy "
-        "the model to this machine and pass its folder; the model 'mini' needs no download."
+        f"the model to this machine and pass its folder; the model 'mini' needs no download.{_and_access(wanted)}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ovseg.errors import WeightsError
 
 KINDS = (".safetensors", ".json", ".txt", ".md", ".onnx", ".data", ".model")  # .onnx.data: tensors of a large graph; .model: SentencePiece
+_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
@@ -66,9 +67,11 @@ def _truncated(path: Path) -> str:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 return f"it has {size} bytes, fewer than its own header says, or is not a safetensors file"
+            if length > _MAX_HEADER:
+                return f"its header would take {length} bytes; safetensors allows {_MAX_HEADER}"
             header = json.loads(file.read(length))
         end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         expected = 8 + length + int(end)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return "its header is not one of a safetensors file"
     return "" if size == expected else f"it has {size} bytes, and its header speaks of {expected}"

@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnknownModelError, WeightsError
-from ovseg.hub import HubModel, HubOptions, Source, fetch_folder, hub_file, parse_source, read_folder
+from ovseg.file_tokenizer import file_tokenizer
+from ovseg.hub import MODEL_TYPES, HubModel, HubOptions, Source, fetch_folder, hub_file, parse_source, read_folder
+from ovseg.positions import PositionTable
 from ovseg.registry import ModelCard, cards, find_card, weights_folder
+from ovseg.runtime.tensorrt import has_engine
+from ovseg.tensors import read_tensors
+from ovseg.text_cache import TextCache, tower_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +36,8 @@ MODULES = {
 }  # fmt: skip
 """Family of a model -> its file in `ovseg.models`."""
 
-_FAMILY_OF = {"tipsv2": "tips", "clipseg": "clipseg", "sam3": "sam3", "sam3_video": "sam3"}
-"""`model_type` of a transformers configuration -> our family."""
-
 Weights = str | Path | Sequence[str | Path] | Mapping[str, Any]
+BACKENDS = (None, "onnx", "torch", "tensorrt")
 PROXYCLIP = "proxyclip"
 """The read-out that needs the weights of a second network."""
 RANDOM = "random"
@@ -54,15 +57,24 @@ class Request:
     proxy: str | None = None
     weights: Weights | None = None
     hub: HubOptions = field(default_factory=HubOptions)
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to run."""
+    """A model that is ready to run.
+
+    Attributes:
+        card: Its card, with the options that were asked for.
+        runtime: Runs its network.
+        tokenize: Gives the ids of texts.
+        texts: Embeddings of earlier texts; None where there are none to keep.
+    """
 
     card: ModelCard
     runtime: Runtime | ConditionalRuntime
     tokenize: Tokenize
+    texts: TextCache | None = None
 
 
 def card_of(source: Source) -> ModelCard:
@@ -100,10 +112,38 @@ def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
     Raises:
         OvsegError: If any step fails; the message says which and what to do.
     """
-    if request.backend not in (None, "onnx", "torch"):
-        raise InvalidArgumentError(f"backend must be 'onnx', 'torch' or None; got {request.backend!r}.")
+    if request.backend not in BACKENDS:
+        raise InvalidArgumentError(f"backend must be one of {', '.join(map(repr, BACKENDS[1:]))} or None; got {request.backend!r}.")
     if not isinstance(model, (str, os.PathLike)):
         raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
+    _check_weights(request.weights)
+    card, files = locate(model, request)
+    logger.log(logging.WARNING if card.access else logging.INFO, "%s: licence of the weights: %s. %s", card.name, card.license, card.access)
+    source = parse_source(model)
+    if source.kind == "folder" and has_engine(Path(source.value)):
+        return _load_engine(card, Path(source.value), files, request)
+    if request.backend == "tensorrt":
+        raise InvalidArgumentError(f"{card.name!r} has no TensorRT engine. Make one: ovseg export tensorrt ONNX_FOLDER ENGINE_FOLDER.")
+    if "image" in files:
+        return _load_graphs(card, files, request)
+    return _load_torch(card, files, request)
+
+
+def _check_weights(weights: Weights | None) -> None:
+    if weights is None or isinstance(weights, (str, Path)):
+        return
+    if not isinstance(weights, (Mapping, list, tuple)) or any(not isinstance(part, (str, Path)) for part in weights):
+        raise InvalidArgumentError(f"weights must be a .safetensors file, several, or a mapping of tensors; got {type(weights).__name__}.")
+    if not weights:
+        raise InvalidArgumentError("weights is empty. Leave it out for the published weights.")
+
+
+def locate(model: str | os.PathLike[str], request: Request) -> tuple[ModelCard, dict[str, Path]]:
+    """Find a model: its card, with the options that are asked for, and the files that are here already, by their roles.
+
+    Raises:
+        OvsegError: If it is not there, is damaged, or has no such options.
+    """
     source = parse_source(model)
     files: dict[str, Path] = {}
     if source.kind == "folder":
@@ -115,11 +155,7 @@ def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
         if card.files:
             folder = weights_folder(card)
             files = {role: folder / name for role, name in card.files.items()}
-    card = _with_options(card, request)
-    logger.info("%s: the licence of the weights is %s. %s", card.name, card.license, card.access)
-    if "image" in files:
-        return _load_graphs(card, files, request)
-    return _load_torch(card, files, request)
+    return _with_options(card, request), files
 
 
 def _from_hub(found: HubModel) -> tuple[ModelCard, dict[str, Path]]:
@@ -129,6 +165,8 @@ def _from_hub(found: HubModel) -> tuple[ModelCard, dict[str, Path]]:
         return found.card, files
     files.update({f"weights{i}": path for i, path in enumerate(found.weights)})
     files.pop("weights", None)
+    if find_spec("torch") is None:
+        raise MissingDependencyError(f"{found.repo!r} needs torch: pip install 'ovseg[torch]'")
     if found.kind == "open_clip":
         from ovseg.models.clip_names import card_from_config
 
@@ -146,7 +184,7 @@ def _card_that_fits(found: HubModel) -> ModelCard:
     for path in found.weights:
         with safe_open(path, framework="pt") as file:
             shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
-    kind = _FAMILY_OF.get(str(found.config.get("model_type")))
+    kind = MODEL_TYPES.get(str(found.config.get("model_type")))
     candidates = [card for card in cards().values() if card.family == kind]
     candidates.sort(key=lambda card: card.source.get("hub") != found.repo)
     for card in candidates:
@@ -166,11 +204,17 @@ def _with_options(card: ModelCard, request: Request) -> ModelCard:
     """Return the card with the read-out that the user wants."""
     asked = {key: value for key, value in (("readout", request.readout), ("proxy", request.proxy)) if value is not None}
     for key in asked:
-        if "readout" not in card.options or (key == "proxy" and card.family != "clip"):
-            raise InvalidArgumentError(f"{card.name!r} has no choice of {key}; leave {key}= out.")
+        wants_clip = key == "proxy" or asked[key] == PROXYCLIP
+        if "readout" not in card.options or (wants_clip and card.family != "clip"):
+            raise InvalidArgumentError(f"{card.name!r} has no choice of {key}={asked[key]!r}; leave {key}= out.")
     if "proxy" in asked and asked.get("readout", card.options["readout"]) != PROXYCLIP:
         raise InvalidArgumentError("proxy= belongs to readout='proxyclip'.")
     card = dataclasses.replace(card, options={**card.options, **asked})
+    if card.family == "clip" and "readout" in asked:
+        _need_torch(card)
+        from ovseg.models.clip_names import scale_of
+
+        card = dataclasses.replace(card, logit_scale=scale_of(asked["readout"]))
     if card.options.get("readout") == PROXYCLIP:
         _need_torch(card)
         from ovseg.models.dense_clip import DEFAULT_PROXY, grid_of
@@ -198,14 +242,65 @@ def _load_graphs(card: ModelCard, files: Mapping[str, Path], request: Request) -
         _need_torch(card)
         text_only = OnnxRuntime(files["image"], files["text"], "cpu", request.threads)
         build = _builder(card, {"weights": files["weights"]}, request.weights, request.hub)
-        runtime = TorchRuntime(build, text_only, request.device, request.dtype, request.threads)
+        runtime = TorchRuntime(build, text_only, request.device, request.dtype, request.threads, request.compile)
     else:
-        if request.dtype not in (None, "float32"):
+        dtype = card.options.get("export", {}).get("dtype", "float32")
+        if request.dtype not in (None, dtype):
             raise InvalidArgumentError(
-                f"The onnx backend of {card.name!r} runs in float32; got dtype={request.dtype!r}. Use backend='torch'."
+                f"The graphs of {card.name!r} compute in {dtype}; got dtype={request.dtype!r}. "
+                + ("Export the model with that dtype." if "weights" not in files else "Use backend='torch'.")
             )
-        runtime = OnnxRuntime(files["image"], files["text"], request.device, request.threads)
-    return Loaded(card, runtime, _file_tokenizer(files["tokenizer"]))
+        more = {role: files[role] for role in ("global", "head", "segmenter") if role in files}
+        positions = position_table(card, files)
+        runtime = OnnxRuntime(files["image"], files["text"], request.device, request.threads, more=more, positions=positions)
+    return Loaded(card, runtime, _graph_tokenizer(card, files), _text_cache(card, runtime.name, files, request))
+
+
+def _graph_tokenizer(card: ModelCard, files: Mapping[str, Path]) -> Tokenize:
+    if "tokenizer" not in files and card.options.get("export", {}).get("weights") == RANDOM:
+        return stand_in_tokens
+    return file_tokenizer(files["tokenizer"], card.options.get("tokenizer"))
+
+
+def _load_engine(card: ModelCard, folder: Path, files: Mapping[str, Path], request: Request) -> Loaded:
+    """Run a TensorRT engine; words go through the ONNX graph of the text tower."""
+    from ovseg.runtime.onnx import OnnxRuntime
+    from ovseg.runtime.tensorrt import TensorRTRuntime
+
+    if request.backend not in (None, "tensorrt"):
+        raise InvalidArgumentError(f"{folder} holds a TensorRT engine; got backend={request.backend!r}. Load the exported folder instead.")
+    if request.device not in (None, "cuda") or request.dtype is not None or request.weights is not None:
+        raise InvalidArgumentError(f"The engine in {folder} runs on the GPU as it was built: leave out device, dtype and weights.")
+    more = {role: files[role] for role in ("global", "head") if role in files}
+    others = OnnxRuntime(folder / "image.onnx", files["text"], "cpu", request.threads, more=more)  # the image graph is not opened
+    runtime = TensorRTRuntime(folder, others, position_table(card, files))
+    return Loaded(card, runtime, _graph_tokenizer(card, files), _text_cache(card, others.name, files, request))
+
+
+def _text_cache(card: ModelCard, runtime: str, files: Mapping[str, Path], request: Request) -> TextCache | None:
+    """Open the cache of text embeddings; None for weights that have no name."""
+    weights = request.weights
+    if weights == RANDOM or isinstance(weights, Mapping) or card.options.get("export", {}).get("weights") == RANDOM:
+        return None
+    given = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
+    paths = [path for role, path in files.items() if role != "proxy"] if not given else [*map(Path, given)]
+    tokenizer = [files["tokenizer"]] if "tokenizer" in files else []
+    identity = tower_identity(card.name, runtime, request.dtype or "float32", card.options, {*paths, *tokenizer}, card.sha256)
+    return TextCache.of(identity)
+
+
+def position_table(card: ModelCard, files: Mapping[str, Path]) -> PositionTable | None:
+    """Read the position embeddings that the graphs of an exported model take; None where they take none.
+
+    Raises:
+        WeightsError: If the card or the file does not fit.
+    """
+    if "positions" not in files:
+        return None
+    tables, facts = read_tensors(files["positions"]), card.options.get("positions")
+    if "image" not in tables or not isinstance(facts, dict):
+        raise WeightsError(f"{files['positions']} and the card do not fit each other. Export the model anew.")
+    return PositionTable.read(tables["image"], facts)
 
 
 def _load_torch(card: ModelCard, files: Mapping[str, Path], request: Request) -> Loaded:
@@ -213,18 +308,62 @@ def _load_torch(card: ModelCard, files: Mapping[str, Path], request: Request) ->
     if request.backend == "onnx":
         raise InvalidArgumentError(f"{card.name!r} runs with torch; leave backend= out, or export it first.")
     _need_torch(card)
-    files = dict(files)
-    if request.weights is None and not any(role.startswith("weights") for role in files):
-        files.update(_download(card, request.hub))
-    if request.weights is None and "tokenizer" in card.source.get("files", {}) and "tokenizer" not in files:
-        files["tokenizer"] = _find_tokenizer(card, request)
+    _check_before_fetching(card, request)
+    files = _completed(card, files, request)
     build = _builder(card, files, request.weights, request.hub)
     tokenize = _tokenizer(card, files, request)
     from ovseg.runtime.torch import TorchConditionalRuntime, TorchRuntime
 
     if card.conditional:
-        return Loaded(card, TorchConditionalRuntime(build, request.device, request.dtype, request.threads), tokenize)
-    return Loaded(card, TorchRuntime(build, None, request.device, request.dtype, request.threads), tokenize)
+        return Loaded(card, TorchConditionalRuntime(build, request.device, request.dtype, request.threads, request.compile), tokenize)
+    runtime = TorchRuntime(build, None, request.device, request.dtype, request.threads, request.compile)
+    return Loaded(card, runtime, tokenize, _text_cache(card, runtime.name, files, request))
+
+
+def _check_before_fetching(card: ModelCard, request: Request) -> None:
+    """Refuse what would be refused after gigabytes have come."""
+    if request.readout is None and request.device is None and request.dtype is None:
+        return  # importing torch takes seconds, too long where the network is not there
+    import torch
+
+    from ovseg.runtime.torch import check_place
+
+    check_place(request.device, request.dtype)
+    if request.readout is not None:
+        with torch.device("meta"):
+            _build(card, None)
+
+
+def _completed(card: ModelCard, files: Mapping[str, Path], request: Request) -> dict[str, Path]:
+    """Fetch what is not here yet; with weights of the user's own, nothing."""
+    files = dict(files)
+    if request.weights is None and not any(role.startswith("weights") for role in files):
+        files.update(_download(card, request.hub))
+    if request.weights is None and "tokenizer" in card.source.get("files", {}) and "tokenizer" not in files:
+        files["tokenizer"] = _find_tokenizer(card, request)
+    return files
+
+
+def torch_network(card: ModelCard, files: Mapping[str, Path], request: Request) -> tuple[Any, dict[str, Path]]:
+    """Build the torch module of a model that `locate` found, for an export.
+
+    Returns:
+        The module, on the CPU, float32, in evaluation mode and without gradients; and all files, with the tokenizer where the model has a
+        file for it. With random weights it may not be there.
+
+    Raises:
+        OvsegError: If weights are missing, damaged, cannot be fetched, or are of another model.
+    """
+    _need_torch(card)
+    files = _completed(card, files, request)
+    if "tokenizer" in card.source.get("files", {}) and "tokenizer" not in files:
+        try:
+            files["tokenizer"] = _find_tokenizer(card, request)
+        except WeightsError:
+            if request.weights != RANDOM:
+                raise
+    module = _builder(card, files, request.weights, request.hub)()
+    return module.eval().requires_grad_(False), files
 
 
 def _need_torch(card: ModelCard) -> None:
@@ -353,7 +492,7 @@ def _tokenizer(card: ModelCard, files: Mapping[str, Path], request: Request) -> 
             path = _find_tokenizer(card, request)
         except WeightsError:
             if request.weights == RANDOM:
-                return _stand_in
+                return stand_in_tokens
             raise
         late: Tokenize = module.build_tokenizer(card.options, {**files, "tokenizer": path})
         return late
@@ -369,28 +508,11 @@ def _find_tokenizer(card: ModelCard, request: Request) -> Path:
         beside = Path(request.weights).with_name(name)
         if beside.is_file():
             return beside
+    options = request.hub if "weights" in source["files"] else dataclasses.replace(request.hub, revision=None)  # another repository's
     revision = source.get("revision", "")
-    return hub_file(
-        source["hub"], name, revision=revision, options=request.hub, access=card.access, license=card.license, model=card.name
-    )
+    return hub_file(source["hub"], name, revision=revision, options=options, license=card.license, model=card.name)
 
 
-def _stand_in(texts: Sequence[str]) -> list[list[int]]:
+def stand_in_tokens(texts: Sequence[str]) -> list[list[int]]:
     """Give ids to texts where words mean nothing anyway: one for each letter, 64 of them."""
     return [[2 + ord(letter) % 250 for letter in text[:63].ljust(63)] + [1] for text in texts]
-
-
-def _file_tokenizer(path: Path) -> Tokenize:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise WeightsError(f"The tokenizer {path} is damaged: {error}. Reinstall ovseg.") from error
-
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-
-    return tokenize
-
-

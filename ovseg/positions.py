@@ -79,7 +79,8 @@ def axis_weights(count: int, grid: int, rule: Resize, span: float | None = None)
         place = np.arange(grid)
         weights = _kernel(rule.mode, -0.5, np.abs(place + 0.5 - centre[:, None]) / stretch)
         weights *= (place >= first) & (place < last)
-        return weights / weights.sum(1, keepdims=True)
+        weights /= weights.sum(1, keepdims=True)
+        return weights
     centre = scale * (np.arange(count) + 0.5) - 0.5
     if rule.mode == "bilinear":
         centre = np.clip(centre, 0, grid - 1)
@@ -136,7 +137,7 @@ class PositionTable:
             patch = int(facts["patch"])
             rule = Resize(**{key: value for key, value in facts.items() if key != "patch"})
         except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"The card's options do not say how position embeddings are resized ({error}). Export the model anew.") from error
+            raise WeightsError(f"The card does not say how position embeddings are resized ({error}). Export the model anew.") from error
         if table.ndim != 3 or table.dtype != np.float32 or patch < 1:
             raise WeightsError(f"Position embeddings must be (h, w, C) float32; got {table.shape} {table.dtype}. Export the model anew.")
         return cls(table, patch, rule)

@@ -40,6 +40,16 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Check what a card says."""
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
+                raise InvalidArgumentError(f"{name} must be three numbers; got {values!r}.")
+        if not all(value > 0 for value in self.std):
+            raise InvalidArgumentError(f"std must be positive; got {self.std!r}.")
+        for name in ("short_side", "max_area", "multiple", "square"):
+            value = getattr(self, name)
+            if (value is not None or name != "square") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InvalidArgumentError(f"{name} must be a positive whole number; got {value!r}.")
         if self.resample not in _FILTERS:
             raise InvalidArgumentError(f"resample must be one of {', '.join(_FILTERS)}; got {self.resample!r}.")
 
@@ -90,7 +100,7 @@ class Preprocess:
             (1, 3, height', width') float32, normalised. Padding repeats the last row and column.
         """
         if image.shape[:2] != size:
-            resized = Image.fromarray(image).resize(size[::-1], _FILTERS[self.resample], reducing_gap=3.0)
+            resized = Image.fromarray(image).resize(size[::-1], _FILTERS[self.resample])
             image = np.asarray(resized)
         values = self._normalised(image)
         pad = [(0, -side % self.multiple) for side in size]
@@ -98,20 +108,21 @@ class Preprocess:
             values = np.pad(values, (*pad, (0, 0)), mode="edge")
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
-    def fitted(self, image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.float32]:
+    def fitted(self, image: NDArray[np.uint8], side: int, fit: str, resample: str | None = None) -> NDArray[np.float32]:
         """Fit an image into the square that a network classifies.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             side: Side of the square [px].
             fit: "crop": the short side becomes `side` and the middle is cut out; "squash": both sides become `side`.
+            resample: "bilinear" or "bicubic"; None for the one of this.
 
         Returns:
             (1, 3, side, side) float32, normalised.
         """
-        picture = Image.fromarray(image)
+        picture, kernel = Image.fromarray(image), _FILTERS[resample or self.resample]
         if fit == "squash":
-            picture = picture.resize((side, side), _FILTERS[self.resample])
+            picture = picture.resize((side, side), kernel)
         else:
             short = min(picture.size)
             if max(picture.size) > 8 * short:  # of a long strip only the middle is seen: do not enlarge all of it
@@ -119,7 +130,7 @@ class Preprocess:
                 picture = picture.crop((left, top, picture.width - left, picture.height - top))
             size = [max(side, int(side * length / short)) for length in picture.size]
             left, top = (round((length - side) / 2) for length in size)
-            picture = picture.resize((size[0], size[1]), _FILTERS[self.resample]).crop((left, top, left + side, top + side))
+            picture = picture.resize((size[0], size[1]), kernel).crop((left, top, left + side, top + side))
         return np.ascontiguousarray(self._normalised(np.asarray(picture)).transpose(2, 0, 1)[None])
 
     def _normalised(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "float | None": ("a number", (int, float)),
     "bool": ("true or false", (bool,)),
 }
+_FITS = ("crop", "squash")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def parse_card(content: str, origin: str) -> ModelCard:
             values[match[1]] = json.loads(value)
         except json.JSONDecodeError:
             values[match[1]] = value
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+            raise WeightsError(f"{origin}, line {number}: the value of {match[1]} cannot be read: {error}.") from error
     entries = [entry for entry in fields(ModelCard) if entry.name != "text"]
     needed = [entry.name for entry in entries if entry.default is MISSING and entry.default_factory is MISSING]
     missing = [name for name in needed if name not in values]
@@ -120,7 +123,29 @@ def parse_card(content: str, origin: str) -> ModelCard:
         expected, types = _KINDS.get(kind, ("a JSON object", (dict,)))
         if type(values[key]) not in types:
             raise WeightsError(f"{origin}: {key} must be {expected}; got {values[key]!r}.")
-    return ModelCard(**{key: values[key] for key in known}, text=parts[2])
+    card = ModelCard(**{key: values[key] for key in known}, text=parts[2])
+    if trouble := _trouble(card):
+        raise WeightsError(f"{origin}: {trouble}")
+    return card
+
+
+def _trouble(card: ModelCard) -> str:
+    """Say which value of a card cannot be right; "" if none."""
+    if card.stride < 1 or card.embed_dim < 0 or not 0 < card.logit_scale < 1e6:
+        return "stride and logit_scale must be positive, and embed_dim not negative."
+    if card.activation not in ("softmax", "sigmoid", "none"):
+        return f"activation must be softmax, sigmoid or none; got {card.activation!r}."
+    if card.threshold is not None and not 0 <= card.threshold <= 1:
+        return f"threshold must be in [0, 1]; got {card.threshold!r}."
+    if card.window and not (card.window.keys() == {"size", "stride"} and all(type(v) is int and v > 0 for v in card.window.values())):
+        return f"window must have a positive size and stride; got {dict(card.window)!r}."
+    if card.classify and not (type(card.classify.get("size")) is int and card.classify["size"] > 0 and card.classify.get("fit") in _FITS):
+        return f"classify must have a positive size and a fit ({', '.join(_FITS)}); got {dict(card.classify)!r}."
+    if not all(isinstance(name, str) for name in card.files.values()):
+        return "files must be names."
+    if not all(isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{64}", value) for value in card.sha256.values()):
+        return "sha256 must be 64 hexadecimal digits for each file."
+    return ""
 
 
 @cache
@@ -141,11 +166,25 @@ def find_card(name: str) -> ModelCard:
     known = cards()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownModelError(
-        f"Unknown model {name!r}.{hint} Known models: {', '.join(known)} (see ovseg.list_models())."
-    )
+    near = _near(name, known)
+    if near:
+        raise UnknownModelError(f"Unknown model {name!r}. Did you mean {' or '.join(map(repr, near))}? All models: ovseg.list_models().")
+    raise UnknownModelError(f"Unknown model {name!r}. Known models: {', '.join(known)} (see ovseg.list_models()).")
+
+
+def _near(name: str, known: Mapping[str, ModelCard]) -> list[str]:
+    """Return up to three names that may be meant: spelled alike, with other capitals or signs, or shortened."""
+    plain = re.sub(r"[\s_/]+", "-", name.strip().casefold())
+    if not plain:
+        return []
+    if plain in known:
+        return [plain]
+    tries = (plain, f"clip-{plain}", re.sub(r"vit-([blhg])-", r"vit-\1", plain), "clip-" + re.sub(r"vit-([blhg])-", r"vit-\1", plain))
+    begun = [card for card in known if any(card.startswith(start) for start in tries)]
+    if begun and len(plain) > 2:
+        return sorted(begun, key=len)[:3]
+    close = [match for start in tries for match in difflib.get_close_matches(start, known, n=2, cutoff=0.75)]
+    return list(dict.fromkeys(close))[:3] or difflib.get_close_matches(plain, known, n=1)
 
 
 def weights_folder(card: ModelCard) -> Path:

@@ -20,6 +20,7 @@ from ovseg.registry import ModelCard, cards
 from ovseg.result import Classification, Segmentation
 from ovseg.runtime.base import ConditionalRuntime, Runtime
 from ovseg.text import Tokenize, normalised
+from ovseg.text_cache import TextCache
 from ovseg.towers import Conditional, TwoTowers
 from ovseg.vocabulary import Labels, Template, Templates, parse_labels, parse_templates
 
@@ -37,6 +38,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    compile: bool = False,
     readout: str | None = None,
     proxy: str | None = None,
     weights: Weights | None = None,
@@ -50,10 +52,11 @@ def load(
     Args:
         model: A name of `list_models()`; "clip-<tower>-<pretrained>" for any tower of open_clip; "hf-hub:owner/name"; or a folder
             ("local-dir:PATH" or its path).
-        backend: "onnx" (onnxruntime, no torch needed) or "torch"; None for what the model runs with.
+        backend: "onnx" (onnxruntime, no torch needed), "torch" or "tensorrt"; None for what the model runs with.
         device: "cpu", "cuda" or with torch any of its devices; None takes a GPU if there is one that works.
         dtype: "float32", "float16" or "bfloat16", with torch only; None is "float32".
         threads: CPU threads; None for the runtime's own choice. With torch this sets the threads of the whole process.
+        compile: Whether to compile the network with torch.compile: faster on a GPU, after a first image that takes a minute.
         readout: How dense features are read out of a CLIP or TIPS tower ("naclip", "maskclip", "value", ...); None for the card's.
         proxy: With readout="proxyclip", the timm name of the network whose features give the attention.
         weights: Your own weights in the published layout: a .safetensors file, several, or a mapping of tensors; None fetches the
@@ -70,8 +73,8 @@ def load(
         BackendError: If the device cannot be used.
     """
     hub = HubOptions(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    loaded = load_model(model, Request(backend, device, dtype, threads, readout, proxy, weights, hub))
-    return Segmenter(loaded.card, loaded.runtime, loaded.tokenize)
+    loaded = load_model(model, Request(backend, device, dtype, threads, readout, proxy, weights, hub, compile))
+    return Segmenter(loaded.card, loaded.runtime, loaded.tokenize, loaded.texts)
 
 
 class Segmenter:
@@ -83,12 +86,15 @@ class Segmenter:
         card: The model's card.
         runtime: Runs its network.
         tokenize: Gives the token ids of texts.
+        texts: Embeddings of earlier texts, on the disk; None for none.
     """
 
-    def __init__(self, card: ModelCard, runtime: Runtime | ConditionalRuntime, tokenize: Tokenize) -> None:
+    def __init__(
+        self, card: ModelCard, runtime: Runtime | ConditionalRuntime, tokenize: Tokenize, texts: TextCache | None = None
+    ) -> None:
         self._card = card
         kind: Any = Conditional if card.conditional else TwoTowers
-        self._model: Any = kind(card, runtime, tokenize)  # the two differ in what they make of words, which only they look into
+        self._model: Any = kind(card, runtime, tokenize, texts)  # the two differ in what they make of words, which only they look into
 
     @property
     def card(self) -> ModelCard:
@@ -211,7 +217,7 @@ class Segmenter:
                 if kept is not None:
                     kept[:, rows] = part[:count]
         else:
-            best = similarity.label_map(grid, answer.names, names.owner, answer.scale)
+            best = self._model.label_map(answer, names.owner)
             result[:] = np.where(best >= count, ignore_index, best)
         return Segmentation(result, names.labels, ignore_index, kept, answer.image, self.name)
 

@@ -1,9 +1,10 @@
 """From features and text embeddings to a label map, in bounded memory and in a time that hardly grows with the labels.
 
 The logit of label k at a pixel is `scale * <text_k, f>`, bilinearly interpolated (half-pixel centres) from the feature grid. Because
-interpolation is linear, labels are projected before they are upsampled. Inside one cell of the grid the interpolated value of a label
-lies between the least and the greatest of its four corners. A label whose greatest corner is below another label's least corner
-therefore never wins in that cell: only the labels that are left are interpolated, most often a single one.
+interpolation is linear, labels are projected before they are upsampled. A label that is the best at all four corners of a cell of the
+grid wins everywhere in it; most cells are so. In the others the interpolated value of a label lies between the least and the greatest
+of its four corners: a label whose greatest corner is below another label's least corner never wins there, and only the labels that are
+left are interpolated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes of working memory, beyond the inputs and the answer."""
+
+CHUNK = 1 << 17
+"""Logits that are compared at a time: 0.5 MB, which caches hold."""
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -112,7 +116,7 @@ def name_logits(grid: Grid, text: Floats, scale: float, rows: slice, columns: sl
     return logits.reshape(-1, *part.shape[1:])
 
 
-def _first_equal(text: Floats) -> Indices:
+def first_equal(text: Floats) -> Indices:
     """Find for each row the first row that equals it: (N,).
 
     A matrix product may give equal rows unequal logits (by the last bit), and a tie would be no tie.
@@ -142,44 +146,75 @@ def label_map(
         (H, W) indices of labels, of the smallest unsigned type that holds the number of labels.
     """
     label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
-    if (again := _first_equal(text) != np.arange(len(text))).any():
+    if (again := first_equal(text) != np.arange(len(text))).any():
         text, label = text[~again], label[~again]
+    text = text * np.float32(scale)
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
     third = budget // 3  # for logits, for pixels, for the candidates of pixels
-    cells = third // (24 * len(text) + 4 * len(grid.embedding))
+    cells = third // (16 * len(text) + 4 * len(grid.embedding))
     wide = max(2, min(grid.embedding.shape[2], cells // 2))
     pixels = third // 64
     for across, cells_across, x in columns.parts(wide, max(1, pixels)):
         for down, cells_down, y in rows.parts(max(2, cells // wide), max(1, pixels // len(x.low))):
-            logits = name_logits(grid, text, scale, cells_down, cells_across)
-            best[down, across] = _best_labels(logits, label, y, x, third)
+            part = grid.embedding[:, cells_down, cells_across]
+            logits = part.reshape(len(part), -1).T @ text.T  # names last: the best of a cell is found in one run through memory
+            best[down, across] = _best_labels(logits, part.shape[2], label, y, x, third)
     return best
 
 
-def _corners(logits: Floats, combine: np.ufunc) -> Floats:
-    """Combine each (N, h, w) logit with those to the right, below, and below right."""
-    result = logits.copy()
-    combine(result[:, :-1], logits[:, 1:], out=result[:, :-1])
-    combine(result[:, :, :-1], result[:, :, 1:], out=result[:, :, :-1])
-    return result
+def _neighbours(cells: int, w: int) -> tuple[Indices, Indices, Indices, Indices]:
+    """Return the four corners of each cell of a grid that is `w` wide; the last row and column are their own neighbours."""
+    here = np.arange(cells)
+    right = here + (here % w < w - 1)
+    below = np.where(here + w < cells, here + w, here)
+    return here, right, below, below + (right - here)
 
 
-def _best_labels(logits: Floats, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
-    """Take the label of the greatest of N names, by their (N, h, w) logits interpolated at rows x columns."""
-    names, _, w = logits.shape
-    floor = _corners(logits, np.minimum).max(0)
-    alive = (_corners(logits, np.maximum) >= floor).reshape(names, -1)  # (N, h * w): names that can win somewhere in the cell
-    count = alive.sum(0)
+def _candidates(logits: Floats, cells: Indices, corners: tuple[Indices, Indices, Indices, Indices]) -> tuple[Indices, Indices]:
+    """Find the names that can win somewhere in some cells.
+
+    Args:
+        logits: (h * w, N) float32.
+        cells: (M,) cells, increasing.
+        corners: Corners of every cell.
+
+    Returns:
+        (M + 1,) where the names of each cell begin in the second array, and the names, increasing in each cell.
+    """
+    counts, names = [np.zeros(1, np.intp)], [np.empty(0, np.intp)]
+    step = max(1, CHUNK // logits.shape[1])
+    for start in range(0, len(cells), step):
+        first, *others = (corner[cells[start : start + step]] for corner in corners)
+        low = logits[first]
+        high = low.copy()
+        for corner in others:
+            value = logits[corner]
+            np.minimum(low, value, out=low)
+            np.maximum(high, value, out=high)
+        alive = np.flatnonzero(high >= low.max(1)[:, None])
+        counts.append(np.bincount(alive // logits.shape[1], minlength=len(first)))
+        names.append(alive % logits.shape[1])
+    return np.cumsum(np.concatenate(counts)), np.concatenate(names)
+
+
+def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
+    """Take the label of the greatest of N names, by their (h * w, N) logits interpolated at rows x columns."""
+    corners = _neighbours(len(logits), w)
+    best = logits.argmax(1)
+    mixed = np.zeros(len(logits), bool)
+    for corner in corners[1:]:
+        mixed |= best[corner] != best
     cell = (rows.low[:, None] * w + columns.low).ravel()
-    result: Labels = label[alive.argmax(0)][cell]
+    result: Labels = label[best][cell]
 
-    pixel = np.flatnonzero((count > 1)[cell])  # pixels with several candidates, the fewest candidates first
-    pixel = pixel[np.argsort(count[cell[pixel]], kind="stable")]
-    candidates = count[cell[pixel]]
-    name_of = np.nonzero(alive.T)[1] if len(pixel) else pixel  # the names that are alive, cell after cell
-    begin = np.cumsum(count) - count
-    flat = logits.reshape(names, -1)
+    pixel = np.flatnonzero(mixed[cell])
+    cells = np.flatnonzero(mixed)
+    begin, names = _candidates(logits, cells, corners)
+    place = np.cumsum(mixed) - 1  # of each mixed cell among them
+    count = np.diff(begin)
+    pixel = pixel[np.argsort(count[place[cell[pixel]]], kind="stable")]  # the fewest candidates first
+    candidates = count[place[cell[pixel]]]
     start = 0
     while start < len(pixel):
         many = int(candidates[start])
@@ -187,14 +222,14 @@ def _best_labels(logits: Floats, label: Labels, rows: Axis, columns: Axis, budge
         stop = min(stop, start + max(1, budget // (48 * many)))
         part = pixel[start:stop]
         y, x = np.divmod(part, len(columns.low))
-        name = name_of[begin[cell[part]][:, None] + np.arange(many)]  # (P, many)
+        name = names[begin[place[cell[part]]][:, None] + np.arange(many)]  # (P, many)
         low, high = rows.low[y][:, None] * w, rows.high[y][:, None] * w
         left, right = columns.low[x][:, None], columns.high[x][:, None]
         down, across = rows.weight[y][:, None], columns.weight[x][:, None]
-        value = (1 - down) * (1 - across) * flat[name, low + left]
-        value += (1 - down) * across * flat[name, low + right]
-        value += down * (1 - across) * flat[name, high + left]
-        value += down * across * flat[name, high + right]
+        value = (1 - down) * (1 - across) * logits[low + left, name]
+        value += (1 - down) * across * logits[low + right, name]
+        value += down * (1 - across) * logits[high + left, name]
+        value += down * across * logits[high + right, name]
         result[part] = label[np.take_along_axis(name, value.argmax(1)[:, None], 1)[:, 0]]
         start = stop
     return result.reshape(len(rows.low), -1)
@@ -231,7 +266,7 @@ def score_strips(
     """
     rows, columns = grid.axes
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    first = _first_equal(text)
+    first = first_equal(text)
     again = np.flatnonzero(first != np.arange(len(text)))
     w = grid.embedding.shape[2]
     half = budget // 2

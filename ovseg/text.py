@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from ovseg.text_cache import TextCache
 from ovseg.vocabulary import Template, build_prompts
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
@@ -50,12 +51,17 @@ class TextTower:
         tokenize: Gives the ids of each text; padded only where the network needs padding.
         encode: Runs the network: (B, T) int64 ids and mask to (B, D) float32.
         pad_id: Token that fills up short texts.
+        store: Embeddings of earlier processes; None for none.
     """
 
     def __init__(
-        self, tokenize: Tokenize, encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats], pad_id: int = 0
+        self,
+        tokenize: Tokenize,
+        encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
+        pad_id: int = 0,
+        store: TextCache | None = None,
     ) -> None:
-        self._tokenize, self._encode, self._pad_id = tokenize, encode, pad_id
+        self._tokenize, self._encode, self._pad_id, self._store = tokenize, encode, pad_id, store
         self._cache: OrderedDict[str, Floats] = OrderedDict()
         self._lock = Lock()  # guards the cache, not the network: a long call must not stop the others
 
@@ -70,8 +76,23 @@ class TextTower:
                     self._cache.move_to_end(text)
                 else:
                     missing.append(text)
-        ids = self._tokenize(missing) if missing else []
-        order = sorted(range(len(missing)), key=lambda i: len(ids[i]))  # texts of like length share a batch
+        stored = self._store.get(missing) if self._store is not None and missing else {}
+        fresh = self._compute([text for text in missing if text not in stored])
+        if self._store is not None:
+            self._store.put(fresh)
+        rows.update(stored)
+        rows.update(fresh)
+        with self._lock:
+            self._cache.update((text, rows[text]) for text in missing)
+            while len(self._cache) > CACHED_PROMPTS:
+                self._cache.popitem(last=False)
+        return np.stack([rows[text] for text in texts])
+
+    def _compute(self, texts: list[str]) -> dict[str, Floats]:
+        """Run the network: text -> (D,) float32, L2-normalised."""
+        rows: dict[str, Floats] = {}
+        ids = self._tokenize(texts) if texts else []
+        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))  # texts of like length share a batch
         start = 0
         tell = progress(len(order))
         while start < len(order):
@@ -86,14 +107,10 @@ class TextTower:
                 padded[row_index, : len(ids[i])] = ids[i]
                 mask[row_index, : len(ids[i])] = 1
             for i, vector in zip(part, normalised(self._encode(padded, mask)), strict=True):
-                rows[missing[i]] = vector.copy()  # a view would keep the whole batch in memory
+                rows[texts[i]] = vector.copy()  # a view would keep the whole batch in memory
             start = stop
             tell(len(part))
-        with self._lock:
-            self._cache.update((text, rows[text]) for text in missing)
-            while len(self._cache) > CACHED_PROMPTS:
-                self._cache.popitem(last=False)
-        return np.stack([rows[text] for text in texts])
+        return rows
 
     def embed_names(self, names: Sequence[str], templates: Sequence[Template]) -> Floats:
         """Embed names by prompt ensembles: normalise each prompt, take the mean, normalise.

@@ -38,7 +38,13 @@ def windows(size: tuple[int, int], window: int, stride: int) -> Iterator[tuple[i
 
 
 def encode_windows(
-    pixel_values: Floats, encode: Callable[[Floats], Floats], window: int, stride: int, cell: int, batch: int = 4
+    pixel_values: Floats,
+    encode: Callable[[Floats], Floats],
+    window: int,
+    stride: int,
+    cell: int,
+    batch: int = 4,
+    even: bool = False,
 ) -> Floats:
     """Encode an image by overlapping windows and blend their features.
 
@@ -49,6 +55,8 @@ def encode_windows(
         stride: Distance between windows [px], a multiple of `cell`, at most `window`.
         cell: Input pixels per cell of the feature grid.
         batch: Windows encoded together.
+        even: Whether all cells of a window weigh the same, as in the published evaluations of sliding windows; otherwise those in its
+            middle weigh most, which leaves no seams.
 
     Returns:
         (D, H / cell, W / cell) float32, L2-normalised over D.
@@ -56,7 +64,8 @@ def encode_windows(
     height, width = pixel_values.shape[2:]
     tall, wide = min(window, height), min(window, width)
     places = list(windows((height, width), window, stride))
-    weight = _ramp(tall // cell)[:, None] * _ramp(wide // cell)[None]
+    shape = (tall // cell, wide // cell)
+    weight = np.ones(shape, np.float32) if even else _ramp(shape[0])[:, None] * _ramp(shape[1])[None]
     total: Floats | None = None
     for start in range(0, len(places), batch):
         part = places[start : start + batch]

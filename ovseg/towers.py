@@ -7,22 +7,23 @@ text embeddings. A conditional network gives a map for each name; taken as featu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.errors import InvalidArgumentError, UnsupportedOperationError
+from ovseg.errors import BackendError, InvalidArgumentError, UnsupportedOperationError, WeightsError
 from ovseg.features import ImageFeatures
 from ovseg.image import ImageInput, load_image
 from ovseg.multiscale import CROP, SCALES, multiscale_logits
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
-from ovseg.runtime.base import ConditionalRuntime, Runtime
-from ovseg.similarity import Grid, name_logits, upsampled
+from ovseg.runtime.base import ConditionalRuntime, OnDevice, Runtime
+from ovseg.similarity import Grid, label_map, name_logits, upsampled
 from ovseg.text import TextTower, Tokenize, progress
+from ovseg.text_cache import TextCache
 from ovseg.tiling import encode_windows
 from ovseg.vocabulary import Template, build_prompts
 
@@ -33,9 +34,15 @@ WINDOW_STRIDE = 352
 MAX_FEATURE_BYTES = 512 << 20
 """Largest feature map that is made; making it takes about four times as much memory."""
 CLASSIFY_SIZE = 224
-"""Short side of the image for classification by the mean feature [px]: things are seen whole."""
+"""Short side of the image for classification by the mean feature [px], at most: things are seen whole."""
 PROMPTS_AT_ONCE = 32
 """Prompts that a conditional network answers together."""
+PAIRWISE = ("naclip", "proxyclip", "radseg")
+"""Read-outs that hold a matrix of all pairs of cells."""
+MAX_PAIR_BYTES = 4 << 30
+"""Largest such matrix."""
+MAX_MULTISCALE_BYTES = 4 << 30
+"""Largest logits of all names at all pixels that `window="multiscale"` adds up."""
 WINDOWS = (None, "whole", "sliding")
 
 Floats = NDArray[np.float32]
@@ -56,6 +63,15 @@ class Answer:
     names: Floats
     scale: float
     image: NDArray[np.uint8] | None
+
+
+def _check_finite(values: Floats, model: str) -> None:
+    """Refuse what would quietly become the first label everywhere."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"{model!r} computed numbers that are not finite. In float16 it may have overflowed: use dtype='bfloat16' or 'float32'; "
+            "otherwise its weights are damaged."
+        )
 
 
 class _Looker:
@@ -85,17 +101,24 @@ class TwoTowers(_Looker):
         card: The model's card.
         runtime: Runs its two towers.
         tokenize: Gives the ids of texts.
+        texts: Embeddings of earlier texts, on the disk; None for none.
     """
 
-    def __init__(self, card: ModelCard, runtime: Runtime, tokenize: Tokenize) -> None:
+    def __init__(self, card: ModelCard, runtime: Runtime, tokenize: Tokenize, texts: TextCache | None = None) -> None:
         super().__init__(card)
         self._runtime = runtime
-        self._text = TextTower(tokenize, runtime.encode_text)
+        self._text = TextTower(tokenize, runtime.encode_text, store=texts)
 
     @property
     def device(self) -> str:
         """Runtime and device."""
         return self._runtime.name
+
+    @property
+    def identity(self) -> str:
+        """What features are marked with: the model, and its read-out where it has a choice."""
+        readout = self.card.options.get("readout")
+        return f"{self.card.name} ({readout})" if readout else self.card.name
 
     def read(self, names: Sequence[str], templates: Sequence[Template]) -> Floats:
         """Embed names by prompt ensembles: (N, D) float32, L2-normalised."""
@@ -112,6 +135,12 @@ class TwoTowers(_Looker):
         grid = self._grid(self._logits(grid, names), features.image_size, features.extent)
         return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, features.image)
 
+    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
+        """Find the best label of every pixel; on the GPU where the features come from there."""
+        if isinstance(self._runtime, OnDevice) and self._runtime.name == "torch:cuda":
+            return self._runtime.label_map(answer.grid, answer.names, owner, answer.scale)
+        return label_map(answer.grid, answer.names, owner, answer.scale)
+
     def _logits(self, grid: Grid, names: Floats) -> Floats:
         """Compute the final logits of all names on the whole grid: (N, h, w) float32."""
         logits, refine = name_logits(grid, names, self.card.logit_scale, slice(None), slice(None)), self._runtime.refine_logits
@@ -122,6 +151,12 @@ class TwoTowers(_Looker):
         if isinstance(image, ImageFeatures) or size is not None:
             raise InvalidArgumentError("window='multiscale' looks at the image at sizes of its own: give the image, and no size.")
         pixels, settings = self._pixels(image), self._preprocess
+        need = 8 * len(names) * pixels.shape[0] * pixels.shape[1]
+        if need > MAX_MULTISCALE_BYTES:
+            raise InvalidArgumentError(
+                f"window='multiscale' keeps the logits of all names at all pixels, here {need >> 30} GiB (limit "
+                f"{MAX_MULTISCALE_BYTES >> 30}). Reduce the image, or use another window."
+            )
         crop = -(-CROP // settings.multiple) * settings.multiple
 
         def logits_of(pixel_values: Floats) -> Floats:
@@ -136,57 +171,78 @@ class TwoTowers(_Looker):
     def pooled(self, image: ImageInput | ImageFeatures) -> Floats:
         """Embed the whole image: (D,) float32, L2-normalised."""
         encode, fit = self._runtime.encode_global, self.card.classify
+        if isinstance(image, ImageFeatures):
+            self._check_own(image)
         pixels = image.image if isinstance(image, ImageFeatures) else self._pixels(image)
         if encode is not None and fit and pixels is not None:
-            vector: Floats = encode(self._preprocess.fitted(pixels, fit["size"], fit["fit"]))[0]
+            vector: Floats = encode(self._preprocess.fitted(pixels, fit["size"], fit["fit"], fit.get("resample")))[0]
+            _check_finite(vector, self.card.name)
         else:
-            features = self.features(image, None if isinstance(image, ImageFeatures) else self._classify_size(), "whole", own=True)
+            features = image if isinstance(image, ImageFeatures) else self._coarse(image)
             rows, columns = (max(1, round(cells)) for cells in features.extent)
             vector = features.embedding[:, :rows, :columns].mean((1, 2))
         vector = vector / np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         return vector
 
-    def _classify_size(self) -> int:
-        multiple = self._preprocess.multiple
-        return round(CLASSIFY_SIZE / multiple) * multiple
+    def _coarse(self, image: ImageInput) -> ImageFeatures:
+        """Compute features in which things are seen whole."""
+        pixels, side = self._pixels(image), CLASSIFY_SIZE
+        small = replace(self._preprocess, short_side=side, max_area=8 * side * side)
+        return self._encode(pixels, small.input_size(pixels.shape[:2]), False)
 
-    def features(
-        self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None, own: bool = False
-    ) -> ImageFeatures:
+    def _check_own(self, features: ImageFeatures) -> None:
+        if features.model != self.identity:
+            raise InvalidArgumentError(f"These features are of the model {features.model!r}, not of {self.identity!r}.")
+
+    def features(self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None) -> ImageFeatures:
         """Compute the dense features of an image, or take those that are given.
 
         Args:
             image: An image, or its features.
             size: See `Segmenter.segment`.
             window: See `Segmenter.segment`.
-            own: Whether `window` is not the user's wish but ours.
         """
         if window not in WINDOWS:
             raise InvalidArgumentError(
                 f"window must be None, 'whole' or 'sliding', or for segment() 'multiscale'; got {window!r}."
             )
         if isinstance(image, ImageFeatures):
-            if image.model != self.card.name:
-                raise InvalidArgumentError(f"These features are of the model {image.model!r}, not of {self.card.name!r}.")
-            if size is not None or (window is not None and not own):
+            self._check_own(image)
+            if size is not None or window is not None:
                 raise InvalidArgumentError("Features have their size already: give size and window to encode_image.")
             return image
         pixels = self._pixels(image)
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
-        cells = [-(-side // self._preprocess.multiple) * self._preprocess.multiple // self.card.stride for side in fitted]
+        return self._encode(pixels, fitted, window == "sliding" or (window is None and bool(self.card.window)))
+
+    def _encode(self, pixels: NDArray[np.uint8], fitted: tuple[int, int], sliding: bool) -> ImageFeatures:
+        """Compute features of (H, W, 3) uint8 pixels, resized to `fitted`."""
+        multiple, stride = self._preprocess.multiple, self.card.stride
+        cells = tuple(-(-side // multiple) * multiple // stride for side in fitted)
         need = 4 * self.card.embed_dim * cells[0] * cells[1]
         if need > MAX_FEATURE_BYTES:
             raise InvalidArgumentError(
                 f"The features of {fitted[1]} x {fitted[0]} pixels would take {need >> 20} MiB (limit "
                 f"{MAX_FEATURE_BYTES >> 20}). Choose a smaller size, or cut the image into parts."
             )
+        if self.card.options.get("readout") in PAIRWISE and not sliding and (cells[0] * cells[1]) ** 2 * 4 > MAX_PAIR_BYTES:
+            raise InvalidArgumentError(
+                f"{self.identity!r} compares all {cells[0] * cells[1]} cells with each other, more than {MAX_PAIR_BYTES >> 30} GiB of "
+                "numbers. Choose a smaller size, or window='sliding'."
+            )
         values = self._preprocess.pixel_values(pixels, fitted)
-        if window == "sliding" or (window is None and self.card.window):
+        if sliding:
             side, step = self._windows()
-            embedding = encode_windows(values, self._runtime.encode_image, side, step, self.card.stride)
+            embedding = encode_windows(values, self._runtime.encode_image, side, step, stride, even=bool(self.card.window))
         else:
             embedding = self._runtime.encode_image(values)[0]
-        return ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.card.name, pixels)
+        if embedding.shape != (self.card.embed_dim, *cells):
+            raise WeightsError(
+                f"{self.card.name!r} gives features of shape {embedding.shape} where its card promises {(self.card.embed_dim, *cells)}: "
+                "the card and the weights do not belong together."
+            )
+        _check_finite(embedding, self.card.name)
+        return ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.identity, pixels)
 
     def _windows(self) -> tuple[int, int]:
         multiple = self._preprocess.multiple
@@ -202,9 +258,10 @@ class Conditional(_Looker):
         card: The model's card.
         runtime: Runs the network.
         tokenize: Gives the ids of texts, all of one length.
+        texts: Not used: prompts have no embeddings of their own here.
     """
 
-    def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize) -> None:
+    def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize, texts: TextCache | None = None) -> None:
         super().__init__(card)
         self._runtime, self._tokenize = runtime, tokenize
 
@@ -229,10 +286,15 @@ class Conditional(_Looker):
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
         state = self._runtime.look(self._preprocess.pixel_values(pixels, fitted))
         maps = self._maps(state, names)
+        _check_finite(maps, self.card.name)
         padded = [-(-side // self._preprocess.multiple) * self._preprocess.multiple for side in fitted]
         extent = tuple(cells * side / full for cells, side, full in zip(maps.shape[1:], fitted, padded, strict=True))
         grid = Grid(maps, pixels.shape[:2], (extent[0], extent[1]))
         return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, pixels)
+
+    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
+        """Find the best label of every pixel."""
+        return label_map(answer.grid, answer.names, owner, answer.scale)
 
     def _maps(self, state: Any, names: list[list[list[int]]]) -> Floats:
         prompts = iter([ids for group in names for ids in group])

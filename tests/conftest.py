@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hub_server import PROXIES, FakeHub, point_at, serving
 from numpy.typing import NDArray
 
 import ovseg
+
+os.environ["OVSEG_CACHE"] = "off"  # tests leave the user's cache alone, also those that run other processes
 
 
 @pytest.fixture(scope="session")

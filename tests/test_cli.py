@@ -81,7 +81,7 @@ def test_unknown_command(capsys: Captured, command: str) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert command in err
-    assert "segment, classify, models, benchmark, eval, convert" in err
+    assert "segment, classify, models, benchmark, eval, export, convert" in err
 
 
 @pytest.mark.parametrize("command", list(cli._COMMANDS))
@@ -116,7 +116,7 @@ def test_options_that_make_no_sense_are_wrong_usage(capsys: Captured, arguments:
 
 def test_model_options_reach_load(loaded: list[dict[str, Any]], capsys: Captured) -> None:
     assert segment("scene.png", "sky", "-m", "mini", "--device", "cpu", "--threads", "1", "-q") == 0
-    given = {"model": "mini", "device": "cpu", "threads": 1, "local_files_only": False}
+    given = {"model": "mini", "device": "cpu", "threads": 1, "local_files_only": False, "compile": False}
     assert {key: value for key, value in loaded[0].items() if value is not None} == given
     assert segment("scene.png", "sky", "--dtype", "float16") == 2
     assert loaded[-1]["dtype"] == "float16"

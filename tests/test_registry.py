@@ -160,7 +160,7 @@ def test_an_unknown_model_near_a_known_one(name: str) -> None:
     assert isinstance(caught.value, OvsegError) and isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("name", ["", "zzzzzz", "\n", "../mini"])
+@pytest.mark.parametrize("name", ["", "zzzzzz", "\n"])
 def test_an_unknown_model_far_from_all(name: str) -> None:
     with pytest.raises(UnknownModelError) as caught:
         find_card(name)

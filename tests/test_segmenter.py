@@ -888,7 +888,7 @@ def test_a_gpu_that_does_not_work_is_left_with_a_warning(
 
 def test_a_session_that_fails_is_a_backend_error(segmenter: ovseg.Segmenter) -> None:
     runtime = segmenter._model._runtime
-    with pytest.raises(BackendError, match="image tower"):
+    with pytest.raises(BackendError, match="image graph"):
         runtime.encode_image(np.zeros((1, 4, 32, 32), np.float32))
 
 

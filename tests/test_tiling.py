@@ -104,3 +104,24 @@ def test_opposite_features_that_cancel_give_no_nan() -> None:
 
     found = encode_windows(np.zeros((1, 3, 4, 16), np.float32), encode, 12, 4, CELL, batch=1)
     assert np.isfinite(found).all()
+
+
+def test_even_windows_are_the_mean_of_all_that_see_a_cell() -> None:
+    """The published way: with words, the mean of features is the mean of cosines."""
+    rng = np.random.default_rng(8)
+    values = rng.standard_normal((1, 3, 48, 80)).astype(np.float32)
+
+    def encode(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        centred = part - part.mean((2, 3), keepdims=True)  # a cell depends on its window
+        cells = centred.reshape(len(part), 3, part.shape[2] // 8, 8, part.shape[3] // 8, 8).mean((3, 5))
+        return (cells / np.linalg.norm(cells, axis=1, keepdims=True)).astype(np.float32)
+
+    found = encode_windows(values, encode, 32, 16, 8, even=True)
+    total, count = np.zeros((3, 6, 10)), np.zeros((6, 10))
+    for top in (0, 16):
+        for left in (0, 16, 32, 48):
+            place = slice(top // 8, top // 8 + 4), slice(left // 8, left // 8 + 4)
+            total[:, *place] += encode(values[:, :, top : top + 32, left : left + 32])[0]
+            count[place] += 1
+    expected = total / count
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=0), atol=1e-5)

@@ -160,7 +160,7 @@ def picture(height: int, width: int) -> NDArray[np.uint8]:
     random = np.random.default_rng(0)
     rough = Image.fromarray(random.integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     fine = Image.fromarray(random.integers(0, 256, (96, 128, 3)).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(Image.blend(rough, fine, 0.25))
+    return np.array(Image.blend(rough, fine, 0.25))
 
 
 def seconds_of(action: Callable[[], object]) -> float:

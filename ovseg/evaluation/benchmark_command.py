@@ -24,6 +24,7 @@ from ovseg.evaluation.benchmark import BenchmarkResult, Entry, Spread, compare, 
 from ovseg.evaluation.floor import measure_machine, measure_work
 from ovseg.evaluation.peers import PEERS, Peer
 from ovseg.evaluation.probe import measure
+from ovseg.registry import cards
 from ovseg.segmenter import Segmenter, load
 
 PARTS = {
@@ -439,9 +440,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if options.repeats < 1 or min(counts) < 1 or min(width, height) < 1 or min(megapixels) <= 0:
         raise InvalidArgumentError("A benchmark needs at least one repeat, one label and one pixel.")
     threads = options.threads or os.cpu_count() or 1
-    shared = {"device": options.device, "threads": threads, "weights": options.weights, "readout": options.readout}
+    shared = {"device": options.device, "threads": threads, "readout": options.readout}
     models = [
-        {"model": model, "backend": backend, "dtype": dtype, **shared}
+        {"model": model, "backend": backend, "dtype": dtype, "weights": _weights(model, options.weights), **shared}
         for model, backend, dtype in product(options.model or ["mini"], options.backend or [None], options.dtype or [None])
     ]
     if options.full:
@@ -459,3 +460,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
         {"templates": options.templates, "size": size, "window": options.window},
         tuple(options.only or PARTS),
     )
+
+
+def _weights(model: str, weights: str | None) -> str | None:
+    """Return the weights for a model; those that have their own beside them need no random ones."""
+    has_own = os.path.isdir(model) or (model in cards() and bool(cards()[model].files))
+    return None if weights == "random" and has_own else weights

@@ -64,7 +64,6 @@ def clipseg(image: NDArray[np.uint8], config: Mapping[str, Any] | None = None) -
     options: dict[str, Any] = {"reduce_dim": 64, "use_complex_transposed_convolution": True, "vision_config": {"patch_size": 16}}
     network: Any = CLIPSegForImageSegmentation(CLIPSegConfig(**{**options, **(config or {})}))
     network.eval()
-    image = image.copy()  # a picture that cannot be written to makes torch complain
     processor = ViTImageProcessor(size={"height": 352, "width": 352}, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD)
     tokenize = build_clip_tokenizer()
     end = max(tokenize(["sky"])[0])  # the end of a text is the greatest id
@@ -146,7 +145,8 @@ def clip_windows(image: NDArray[np.uint8], tower: str = "ViT-B-16-quickgelu") ->
             tokens = visual(part)[1] @ visual.proj
             tokens = tokens / tokens.norm(dim=-1, keepdim=True)
             cells = part.shape[2] // 16, part.shape[3] // 16
-            return (tokens @ text[:count].T).permute(0, 2, 1).reshape(1, count, *cells)
+            maps: Tensor = (tokens @ text[:count].T).permute(0, 2, 1).reshape(1, count, *cells)
+            return maps
 
         with torch.no_grad():
             return np.asarray(window_loop(values[None], logits_of, count, image.shape[:2]))
@@ -185,7 +185,7 @@ def lseg_logits(network: Any, values: Tensor, text: Tensor) -> Tensor:
     batch, dim, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(-1, dim)
     rows = rows / rows.norm(dim=-1, keepdim=True)
-    logits = (rows @ text.t()) / 0.07
+    logits: Tensor = (rows @ text.t()) / 0.07
     full: Tensor = double(logits.view(batch, height, width, -1).permute(0, 3, 1, 2))
     return full
 

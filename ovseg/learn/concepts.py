@@ -126,23 +126,26 @@ def imagenet_everyday(index: int) -> str | None:
 
 CAMVID: tuple[tuple[str, ...], ...] = (
     ("sky", "blue sky", "cloudy sky", "grey sky", "clouds"),
-    ("building", "buildings", "house facade", "office building", "houses", "architecture", "facade of a building", "tower block"),
-    ("pole", "lamp post", "column", "metal pole", "post", "street light", "utility pole", "mast"),
+    ("building", "buildings", "house facade", "office building", "houses", "architecture", "facade of a building", "tower block",
+     "structure"),
+    ("pole", "lamp post", "column", "metal pole", "post", "utility pole", "mast"),
     ("road", "asphalt road", "roadway", "road surface", "carriageway", "tarmac", "highway", "traffic lane"),
     ("pavement", "sidewalk", "paved walkway", "walkway", "pedestrian path", "kerb"),
     ("tree", "trees", "vegetation", "greenery", "bushes", "plants", "leaves of trees"),
-    ("traffic sign", "sign", "road sign", "sign post", "notice board", "information sign"),
+    ("traffic sign", "sign", "road sign", "sign post", "notice board", "information sign", "billboard", "placard", "direction sign"),
     ("fence", "metal fence", "barrier", "railing", "railings", "guard rail"),
-    ("car", "cars", "vehicle", "motor vehicle", "parked car", "sedan", "motorcar"),
-    ("pedestrian", "person", "people walking", "people", "man", "woman", "walker", "somebody on foot"),
-    ("bicyclist", "bicycle rider", "person on a bicycle", "man riding a bike", "biker", "bike", "rider"),
+    ("car", "cars", "vehicle", "motor vehicle", "parked car", "sedan", "motorcar", "passenger car"),
+    ("pedestrian", "person", "people walking", "people", "man", "woman", "walker", "bystander", "commuter", "jogger", "onlooker",
+     "person walking past", "person on foot"),
+    ("bicyclist", "bicycle rider", "person on a bicycle", "man riding a bike", "biker", "bike rider", "mountain biker",
+     "person riding a bicycle"),
 )
 
 CITYSCAPES: tuple[tuple[str, ...], ...] = (
     ("road", "carriageway", "tarmac"), ("sidewalk", "pavement", "walkway"), ("building", "houses", "buildings"), ("wall",),
-    ("fence", "railing", "barrier"), ("pole", "post", "street light"), ("traffic light", "traffic signal"),
+    ("fence", "railing", "barrier"), ("pole", "post"), ("traffic light", "traffic signal"),
     ("traffic sign", "road sign"), ("vegetation", "tree", "bush", "greenery"), ("grass", "terrain"), ("sky", "clouds"),
-    ("person", "pedestrian", "walker", "people"), ("rider", "bicycle rider", "biker"), ("car", "motorcar", "motor vehicle"),
+    ("person", "pedestrian", "bystander", "people"), ("rider", "bicycle rider", "biker"), ("car", "motorcar", "motor vehicle"),
     ("truck", "lorry"), ("bus",), ("train", "tram"), ("motorcycle", "motorbike"), ("bicycle", "bike"),
 )  # fmt: skip
 

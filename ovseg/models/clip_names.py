@@ -33,10 +33,10 @@ _NO_SHAPE = frozenset({
 _SHORT_SIDE = 336
 _COARSE_SHORT_SIDE = 512
 _CONVNEXT_SHORT_SIDE = 640
-# NACLIP's and SCLIP's multiplier of the cosine, which their thresholds were chosen with. All other read-outs take the 100 at which
-# CLIP's training clips its learned scale. SigLIP's is learned too, is in the weights only, and belongs to a sigmoid with a bias.
-_NACLIP_SCALE = 40.0
+# The multiplier of the cosine that the authors of a read-out use, with which thresholds were chosen; for others the 100 at which CLIP's
+# training clips its learned scale. SigLIP's is learned too, is in the weights only, and belongs to a sigmoid with a bias.
 _CLIP_SCALE = 100.0
+_SCALES = MappingProxyType({"naclip": 40.0, "sclip": 40.0, "proxyclip": 40.0, "clearclip": 50.0})
 
 # Millions of parameters, image and text tower (open_clip 3.3.0); a test counts them.
 _MILLIONS: Mapping[str, float] = MappingProxyType({
@@ -110,16 +110,27 @@ def _config(tower: str) -> dict[str, Any]:
     return config
 
 
-def _obstacle(config: Mapping[str, Any]) -> str:
+def obstacle(config: Mapping[str, Any]) -> str:
     """Say why a tower of this configuration does not work here; "" if it does."""
     vision, text = config["vision_cfg"], config["text_cfg"]
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        return "its configuration is damaged"
     if "multimodal_cfg" in config:
         return "CoCa pools with many queries at once, which have no meaning for one cell"
     if "hf_model_name" in text:
         return f"its text tower, {text['hf_model_name']}, is built from files in the hub that open_clip does not come with"
-    if not isinstance(vision.get("patch_size"), int) and not isinstance(vision.get("layers"), list) and not _kind(vision):
+    if vision.get("timm_model_name") and not _is_timms_own(vision):
         return f"nobody has written dense features for {vision.get('timm_model_name')!r}"
+    if not isinstance(vision.get("patch_size"), int) and not isinstance(vision.get("layers"), list) and not _kind(vision):
+        return "its image tower has neither patches nor stages"
     return ""
+
+
+def _is_timms_own(vision: Mapping[str, Any]) -> bool:
+    """Say whether an image tower is one that timm comes with; another name would make timm look for it in the hub."""
+    from timm import is_model
+
+    return bool(_kind(vision)) and is_model(str(vision["timm_model_name"]))
 
 
 def _kind(vision: Mapping[str, Any]) -> str:
@@ -131,12 +142,12 @@ def _kind(vision: Mapping[str, Any]) -> str:
 
 def names() -> list[str]:
     """Return every name that works, in open_clip's order."""
-    return [name for name, (tower, _) in _table().items() if not _obstacle(_config(tower))]
+    return [name for name, (tower, _) in _table().items() if not obstacle(_config(tower))]
 
 
 def unsupported() -> Mapping[str, str]:
     """Return the names that open_clip lists and that do not work here -> why."""
-    return {name: reason for name, (tower, _) in _table().items() if (reason := _obstacle(_config(tower)))}
+    return {name: reason for name, (tower, _) in _table().items() if (reason := obstacle(_config(tower)))}
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -163,7 +174,7 @@ def parse_name(name: str) -> tuple[str, str]:
             "letters, with '-' for '_' and size and patch joined: clip-vit-b16-openai."
         )
     tower, tag = table[name]
-    if reason := _obstacle(_config(tower)):
+    if reason := obstacle(_config(tower)):
         raise UnsupportedOperationError(
             f"{name!r} cannot segment: {reason}. Take another tower, for example 'clip-vit-b16-openai', 'clip-vit-b16-siglip2-512-webli', "
             "'clip-pe-core-b16-meta' or 'clip-convnext-large-d-320-laion2b-s29b-b131k-ft-soup'."
@@ -243,6 +254,11 @@ def _readout(vision: Mapping[str, Any]) -> str:
     return {"map": "map", "token": "maskclip"}.get(vision.get("timm_pool", ""), "vanilla")
 
 
+def scale_of(readout: str) -> float:
+    """Return the multiplier of the cosine that belongs to a read-out."""
+    return _SCALES.get(readout, _CLIP_SCALE)
+
+
 def _short_side(vision: Mapping[str, Any]) -> int:
     if _kind(vision) == "convnext_":
         return _CONVNEXT_SHORT_SIDE
@@ -262,7 +278,7 @@ def _card(name: str, tower: str, config: Mapping[str, Any], preprocess: Mapping[
         license="unknown",
         embed_dim=config["embed_dim"],
         stride=stride,
-        logit_scale=_NACLIP_SCALE if readout == "naclip" else _CLIP_SCALE,
+        logit_scale=scale_of(readout),
         templates="imagenet",
         preprocess={
             "mean": list(preprocess["mean"]),
@@ -341,9 +357,9 @@ def card_from_config(repository: str, config: Mapping[str, Any]) -> ModelCard:
     wanted = config.get("model_cfg")
     if not isinstance(wanted, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= wanted.keys():
         raise WeightsError(f"open_clip_config.json of {repository} must have a model_cfg with embed_dim, vision_cfg and text_cfg.")
-    shape = _shape(wanted)
-    if reason := _obstacle(wanted):
+    if reason := obstacle(wanted):
         raise UnsupportedOperationError(f"{repository} cannot segment: {reason}.")
+    shape = _shape(wanted)
     tower = next((tower for tower in list_models() if _shape(_config(tower)) == shape), "")
     usual = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     seen = usual | config.get("preprocess_cfg", {})

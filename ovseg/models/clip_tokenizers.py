@@ -17,23 +17,24 @@ def _token(value: Any) -> str:
     return str(value["content"] if isinstance(value, dict) else value)
 
 
-def file_tokenizer(
-    file: Path, config: Path | None, length: int, clean: str, strip_separator: bool, padding: str | None = None
-) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Return a tokenizer of the Hugging Face Hub, used as open_clip uses it.
+def prepared_tokenizer(
+    file: Path, config: Path | None, length: int, strip_separator: bool, padding: str | None = None
+) -> tuple[Any, int | None]:
+    """Read a tokenizer of the Hugging Face Hub and make it cut and pad.
 
     Args:
         file: Its `tokenizer.json`.
         config: Its `tokenizer_config.json`; None looks for one beside `file`.
         length: Texts are cut and padded to this many ids.
-        clean: What open_clip does to a text first: "whitespace", "lower" or "canonicalize" (lower case, no punctuation).
         strip_separator: Whether the separator becomes 0, as CLIPA wants it.
         padding: The token that pads; None asks the config, then the file, then takes what is named like it.
+
+    Returns:
+        A `tokenizers.Tokenizer`, and the id that must become 0, or None.
 
     Raises:
         WeightsError: If the file cannot be read, or nothing says which token pads.
     """
-    from open_clip.tokenizer import get_clean_fn
     from tokenizers import Tokenizer
 
     beside = config if config is not None else file.with_name("tokenizer_config.json")
@@ -54,6 +55,28 @@ def file_tokenizer(
     separator = tokenizer.token_to_id(_token(special.get("sep_token") or "[SEP]")) if strip_separator else None
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=index, pad_token=padding)
+    return tokenizer, separator
+
+
+def file_tokenizer(
+    file: Path, config: Path | None, length: int, clean: str, strip_separator: bool, padding: str | None = None
+) -> Callable[[Sequence[str]], list[list[int]]]:
+    """Return a tokenizer of the Hugging Face Hub, used as open_clip uses it.
+
+    Args:
+        file: See `prepared_tokenizer`.
+        config: Likewise.
+        length: Likewise.
+        clean: What open_clip does to a text first: "whitespace", "lower" or "canonicalize" (lower case, no punctuation).
+        strip_separator: See `prepared_tokenizer`.
+        padding: Likewise.
+
+    Raises:
+        WeightsError: If the file cannot be read, or nothing says which token pads.
+    """
+    from open_clip.tokenizer import get_clean_fn
+
+    tokenizer, separator = prepared_tokenizer(file, config, length, strip_separator, padding)
     prepare = get_clean_fn(clean)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:

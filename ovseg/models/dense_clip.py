@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnsupportedOperationError, WeightsError
 from ovseg.models.base import Positions, load_strict, resize_positions, unit
 from ovseg.models.clip_blocks import SHIFT, encode_text, finish_block, join_heads, research_positions, run_block, split_heads
+from ovseg.models.clip_names import obstacle
 from ovseg.models.clip_proxy import DEFAULT_PROXY, ProxyEncoder, build_proxy, proxy_location
 from ovseg.models.clip_readouts import WHOLE_BLOCK, attend, attend_by_proxy, check_readout
 from ovseg.models.clip_text import build_clip_tokenizer
@@ -30,7 +31,7 @@ from ovseg.positions import Resize
 
 __all__ = [
     "DEFAULT_PROXY", "DEFAULT_READOUT", "DenseClip", "build", "build_tokenizer", "grid_of", "pixel_statistics",
-    "proxy_location", "required_quick_gelu",
+    "proxy_location", "required_quick_gelu", "text_config",
 ]  # fmt: skip
 
 DEFAULT_READOUT = "naclip"
@@ -72,7 +73,7 @@ class DenseClip(nn.Module):
         self.stride: int = proxy.patch_size[0] if proxy is not None else visual.patch_size[0]
 
     def _embed(self, pixel_values: Tensor, research: bool, given: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Map (B, 3, H, W), and the (h, w, C) position embeddings if given, to tokens (B, 1 + h w, C) before the first block, and (h, w)."""
+        """Map (B, 3, H, W), and (h, w, C) position embeddings if given, to tokens (B, 1 + h w, C) before the first block, and (h, w)."""
         visual = self.clip.visual
         patches = visual.conv1(pixel_values)  # (B, C, h, w)
         size = (patches.shape[2], patches.shape[3])
@@ -87,7 +88,7 @@ class DenseClip(nn.Module):
         return visual.ln_pre(x), size
 
     def _tokens(self, pixel_values: Tensor, positions: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Map (B, 3, H, W) to tokens (B, N, C) after the last norm, the class token first but with a proxy, and to (h, w) of the patches."""
+        """Map (B, 3, H, W) to tokens (B, N, C) after the last norm, the class token first but with a proxy; and to (h, w) of patches."""
         visual = self.clip.visual
         x, size = self._embed(pixel_values, True, positions)
         *early, last = visual.transformer.resblocks
@@ -144,7 +145,8 @@ class DenseClip(nn.Module):
     def before_projection(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map (B, 3, H, W) to (B, C, h, w): what `projection` makes the features of."""
         tokens, size = self._tokens(pixel_values, positions)
-        return (tokens if self.proxy is not None else tokens[:, 1:]).transpose(1, 2).unflatten(2, size)
+        patches = (tokens if self.proxy is not None else tokens[:, 1:]).transpose(1, 2)
+        return patches.reshape(patches.shape[0], patches.shape[1], *size)
 
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the last linear map, (D, C) and no bias; None where there is none."""
@@ -251,11 +253,6 @@ class _Plan:
     statistics: tuple[Sequence[float], Sequence[float]]
 
     @property
-    def hub_text(self) -> bool:
-        """Whether the text tower is one of transformers."""
-        return "hf_model_name" in self.config["text_cfg"]
-
-    @property
     def plain(self) -> bool:
         """Whether the image tower is open_clip's own `VisionTransformer`."""
         vision = self.config["vision_cfg"]
@@ -280,18 +277,11 @@ def _build_clip(plan: _Plan) -> nn.Module:
             f"{plan.tower!r} is a CoCa model: its patches reach the texts only through attentional pooling. "
             "Use a plain tower such as 'ViT-B-32' or 'ViT-L-14'."
         )
-    custom = config.pop("custom_text", False) or plan.hub_text
-    if not plan.hub_text:
-        model: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
-        return model
-    config["text_cfg"]["hf_model_pretrained"] = False
-    try:
-        model = open_clip.CustomTextCLIP(**config)
-    except OSError as error:
-        raise WeightsError(
-            f"{plan.tower!r} reads the shape of its text tower from {config['text_cfg']['hf_model_name']!r} in the Hugging Face Hub, which "
-            f"cannot be reached: {error}. Connect once, or use a tower whose text tower is open_clip's."
-        ) from error
+    if reason := obstacle(config):  # timm and transformers would look for strange names in the hub, and could run code from there
+        raise UnsupportedOperationError(f"{plan.tower!r} cannot be built: {reason}.")
+    config["vision_cfg"]["timm_model_pretrained"] = False  # its weights are given, not fetched
+    custom = config.pop("custom_text", False)
+    model: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     return model
 
 
@@ -348,7 +338,7 @@ def build(options: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> nn.
         proxy = build_proxy(proxy_name, *plan.statistics)
     # No time and memory for random numbers that are replaced at once. Only where every tensor is in the file: timm and transformers have
     # buffers that are not.
-    with torch.device("meta") if state is not None and plan.plain and not plan.hub_text else nullcontext():
+    with torch.device("meta") if state is not None and plan.plain else nullcontext():
         model = _build_clip(plan)
     if state is not None:
         own = {name: value for name, value in state.items() if not name.startswith(_PROXY)}
@@ -384,6 +374,12 @@ def grid_of(options: Mapping[str, Any]) -> tuple[int, int]:
     return cell, math.lcm(cell, patch)
 
 
+def text_config(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return open_clip's configuration of the text tower of a model with these options."""
+    config: Mapping[str, Any] = _plan(options).config["text_cfg"]
+    return config
+
+
 def build_tokenizer(options: Mapping[str, Any], files: Mapping[str, Path]) -> Callable[[Sequence[str]], list[list[int]]]:
     """Build the tokenizer of a tower: CLIP's own byte-pair encoding, which comes with open_clip, or one from a file.
 
@@ -398,7 +394,7 @@ def build_tokenizer(options: Mapping[str, Any], files: Mapping[str, Path]) -> Ca
     Raises:
         WeightsError: If a file is needed and missing, or does not say how to pad.
     """
-    text = _plan(options).config["text_cfg"]
+    text = text_config(options)
     length = int(text.get("context_length", 77))
     if not text.get("hf_tokenizer_name"):
         return build_clip_tokenizer(length)

@@ -297,7 +297,7 @@ class DinoTxt(nn.Module):
         grid = self.size.grid
         if not grid:
             return None
-        return Positions(self.backbone.pos_embed[0, 1:].unflatten(0, (grid, grid)), self.size.patch, Resize("bicubic", antialias=True))
+        return Positions(self.backbone.pos_embed[0, 1:].view(grid, grid, -1), self.size.patch, Resize("bicubic", antialias=True))
 
     def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the feature map.

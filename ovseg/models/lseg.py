@@ -361,8 +361,8 @@ class LSeg(nn.Module):
     def position_table(self, whole: bool = False) -> Positions:
         """Return the position embeddings; those of whole images are the same."""
         vit = self.pretrained.model
-        patch = vit.patch_embed["proj"].stride[0]
-        return Positions(vit.pos_embed[0, 1:].unflatten(0, (vit.grid, vit.grid)), patch, Resize("bilinear"))  # type: ignore[arg-type]
+        patch = cast(nn.Conv2d, vit.patch_embed["proj"]).stride[0]
+        return Positions(vit.pos_embed[0, 1:].view(vit.grid, vit.grid, -1), patch, Resize("bilinear"))
 
     def before_projection(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map (B, 3, H, W) to (B, C, H / 4, W / 4): what `projection` and then `after_projection` make the features of."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ovseg.similarity import Grid
 
 Floats = NDArray[np.float32]
 
@@ -52,4 +54,18 @@ class ConditionalRuntime(Protocol):
 
     def decode(self, state: Any, input_ids: NDArray[np.int64]) -> Floats:
         """Map (N, T) token ids to (N, h, w) float32, a map for each prompt."""
+        ...
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A runtime that can turn features into a label map where they are, so that only a byte or two for each pixel come back."""
+
+    @property
+    def name(self) -> str:
+        """Which runtime and device."""
+        ...
+
+    def label_map(self, grid: Grid, text: Floats, owner: NDArray[np.intp], scale: float) -> NDArray[np.unsignedinteger[Any]]:
+        """Do what `similarity.label_map` does."""
         ...

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
+from ovseg.positions import PositionTable
 
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+Floats = NDArray[np.float32]
 
 
 def check_installation() -> None:
@@ -57,22 +61,35 @@ def has_nvidia_gpu() -> bool:
 
 
 class OnnxRuntime:
-    """Two ONNX graphs in onnxruntime.
+    """The ONNX graphs of a model in onnxruntime. Each is loaded when it is first needed.
 
     Args:
         image: The image tower: `pixel_values` -> `features`.
-        text: The text tower: `input_ids`, `attention_mask` -> `text_embeddings`. Loaded at the first text.
+        text: The text tower: `input_ids`, `attention_mask` -> `text_embeddings`.
         device: "cpu"; "cuda", an error where it does not work; or None for the GPU if it works, else the CPU.
         threads: Threads of an operator; None for all cores.
+        more: Further graphs by their roles: "global" (`pixel_values` -> `image_embeddings`), "head" (`logits` -> `refined`) and "segmenter"
+            (`pixel_values`, `text_embeddings` -> `segmentation`).
+        positions: Makes the `positions` that the graphs for images take beside the pixels; None where they take none.
     """
 
-    def __init__(self, image: Path, text: Path, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        image: Path,
+        text: Path,
+        device: str | None = None,
+        threads: int | None = None,
+        *,
+        more: Mapping[str, Path] | None = None,
+        positions: PositionTable | None = None,
+    ) -> None:
         check_installation()
         if device not in (None, "cpu", "cuda"):
             raise InvalidArgumentError(f"device must be 'cpu', 'cuda' or None with the onnx backend; got {device!r}.")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgumentError(f"threads must be a positive number or None; got {threads!r}.")
-        self._paths = {"image": image, "text": text}
+        self._paths = {"image": image, "text": text, **(more or {})}
+        self._positions = positions
         self._device, self._threads = device, threads
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -84,14 +101,40 @@ class OnnxRuntime:
         return "onnx:cuda" if self._providers[0] == "CUDAExecutionProvider" else "onnx:cpu"
 
     @property
-    def encode_global(self) -> None:
-        """None: the graphs have no embedding of the whole image."""
-        return None
+    def encode_global(self) -> Callable[[Floats], Floats] | None:
+        """Maps (B, 3, S, S) float32 pixel values to (B, D) float32 embeddings of whole images; None where no graph does."""
+        if "global" not in self._paths:
+            return None
+        return lambda pixel_values: self._run("global", {"pixel_values": pixel_values})
 
     @property
-    def refine_logits(self) -> None:
-        """None: the logits are final."""
-        return None
+    def refine_logits(self) -> Callable[[Floats], Floats] | None:
+        """Maps (1, K, h, w) float32 logits to as many; None where the logits are final."""
+        if "head" not in self._paths:
+            return None
+        return lambda logits: self._run("head", {"logits": logits})
+
+    @property
+    def label_map(self) -> Callable[..., NDArray[np.int32]] | None:
+        """Maps (B, 3, H, W) pixel values and (K, D) text embeddings to (B, H, W) int32 indices of the best text; None without a segmenter.
+
+        A segmenter that was exported for fixed words takes the pixel values alone.
+        """
+        if "segmenter" not in self._paths:
+            return None
+        return self._label_map
+
+    def _label_map(self, pixel_values: Floats, text_embeddings: Floats | None = None) -> NDArray[np.int32]:
+        feeds = {**self._pixels(pixel_values), **({} if text_embeddings is None else {"text_embeddings": text_embeddings})}
+        labels: NDArray[np.int32] = self._run("segmenter", feeds)
+        return labels
+
+    def _pixels(self, pixel_values: Floats) -> dict[str, NDArray[Any]]:
+        """Return what a graph for images of any size takes."""
+        feeds: dict[str, NDArray[Any]] = {"pixel_values": pixel_values}
+        if self._positions is not None:
+            feeds["positions"] = self._positions.of_image(*pixel_values.shape[2:])
+        return feeds
 
     @staticmethod
     def _choose(device: str | None) -> list[str]:
@@ -138,21 +181,23 @@ class OnnxRuntime:
                 )
             logger.warning("%s The CPU is used; device='cpu' avoids this message.", trouble)
             self._providers = used
-        logger.info("%s tower runs on %s", part, used[0])
+        logger.info("the %s graph runs on %s", part, used[0])
         return session
 
-    def _run(self, part: str, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def _run(self, part: str, feeds: dict[str, NDArray[Any]]) -> Any:
         session = self._session(part)
         try:
-            output: NDArray[np.float32] = session.run(None, feeds)[0]
+            output = session.run(None, feeds)[0]
         except Exception as error:  # as above
-            raise BackendError(f"onnxruntime failed in the {part} tower: {error}") from error
+            raise BackendError(f"onnxruntime failed in the {part} graph: {error}") from error
         return output
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def encode_image(self, pixel_values: Floats) -> Floats:
         """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features."""
-        return self._run("image", {"pixel_values": pixel_values})
+        features: Floats = self._run("image", self._pixels(pixel_values))
+        return features
 
-    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Floats:
         """Map (B, T) int64 token ids and mask to (B, D) float32 embeddings."""
-        return self._run("text", {"input_ids": input_ids, "attention_mask": attention_mask})
+        embeddings: Floats = self._run("text", {"input_ids": input_ids, "attention_mask": attention_mask})
+        return embeddings

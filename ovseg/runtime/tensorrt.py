@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.errors import BackendError, InvalidArgumentError, UnsupportedOperationError, WeightsError
+from ovseg.errors import BackendError, InvalidArgumentError, WeightsError
+from ovseg.positions import PositionTable
 from ovseg.runtime.base import Floats, Runtime
 from ovseg.runtime.cuda import Buffer, Cuda
 from ovseg.runtime.tensorrt_engine import EngineRecord, Shape, check_record, load_tensorrt, read_record, record_path
@@ -26,12 +27,10 @@ logger = logging.getLogger(__name__)
 SHAPES = 4
 """Input shapes that are kept ready, each with its buffers and its graph."""
 IMAGE, SEGMENTER = "image", "segmenter"
-PIXELS, TEXT = "pixel_values", "text_embeddings"
+PIXELS, TEXT, POSITIONS = "pixel_values", "text_embeddings", "positions"
 
 # bfloat16 has no numpy type, and float64, int8 and the smaller ones no place at an engine's border.
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "BOOL": np.bool_}
-
-Positions = Mapping[str, Callable[[int, int], Floats]]
 
 
 def make_logger(trt: Any) -> Any:
@@ -62,9 +61,8 @@ def has_engine(folder: Path, part: str = IMAGE) -> bool:
 class _Slot:
     """All that one combination of input shapes needs.
 
-    An execution context of its own, because a graph holds the state of the context that it was captured from: giving that context
-    another shape makes the graph undefined (TensorRT's documentation, "CUDA Graphs"). Their scratch memory is shared: they run one after
-    the other, in one stream.
+    An execution context of its own, because a graph belongs to the state of the context that it was captured from, and another shape
+    changes that. Their scratch memory is shared: they run one after the other, in one stream.
     """
 
     def __init__(self, context: Any) -> None:
@@ -224,12 +222,12 @@ def _by(shape: Shape) -> str:
 
 
 class TensorRTRuntime:
-    """A model whose image tower is a TensorRT engine, and whose text tower runs elsewhere: words are embedded once and kept.
+    """A model whose image tower is a TensorRT engine; all else runs elsewhere: words are embedded once and kept.
 
     Args:
         folder: A folder that `ovseg export tensorrt` wrote.
-        text: Runs the text tower.
-        positions: Further input of the image graph -> what makes it for an image of (height, width).
+        others: Runs the text tower, and what else the model has but engines: the embedding of whole images, the head.
+        positions: Makes the `positions` that the engines take beside the pixels; None where they take none.
         index: Which GPU.
 
     Raises:
@@ -238,23 +236,23 @@ class TensorRTRuntime:
         WeightsError: The folder is incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, text: Runtime, positions: Positions | None = None, index: int = 0) -> None:
+    def __init__(self, folder: Path, others: Runtime, positions: PositionTable | None = None, index: int = 0) -> None:
         load_tensorrt()  # what is missing is said before a GPU is asked for
-        self._folder, self._text = folder, text
+        self._folder, self._others, self._positions = folder, others, positions
         self._cuda = Cuda(index)
-        self._positions = dict(positions or {})
-        self._image = Engine(folder, IMAGE, self._cuda)
-        self._check_inputs(self._image, {PIXELS})
+        self._image = self._open(IMAGE)
         self._segmenter: Engine | None = None
         self._lock = threading.Lock()
 
-    def _check_inputs(self, engine: Engine, given: set[str]) -> None:
-        unknown = set(engine.inputs) - given - self._positions.keys()
-        if unknown or not given <= set(engine.inputs):
+    def _open(self, part: str) -> Engine:
+        engine = Engine(self._folder, part, self._cuda)
+        needed = {PIXELS} | ({POSITIONS} if self._positions is not None else set())
+        if set(engine.inputs) - {TEXT} != needed or (part == IMAGE and TEXT in engine.inputs) or len(engine.outputs) != 1:
             raise WeightsError(
-                f"The {engine.record.part} engine takes {', '.join(engine.inputs)}; expected {', '.join(sorted(given))} and positions "
-                f"that the card describes. Export the model anew."
+                f"The {part} engine maps {', '.join(engine.inputs)} to {', '.join(engine.outputs)}, and the card speaks of "
+                f"{', '.join(sorted(needed))} and one output. Export the model and build the engine anew."
             )
+        return engine
 
     @property
     def name(self) -> str:
@@ -262,14 +260,22 @@ class TensorRTRuntime:
         return "tensorrt:cuda"
 
     @property
-    def encode_global(self) -> None:
-        """None: the graphs have no embedding of the whole image."""
-        return None
+    def encode_global(self) -> Callable[[Floats], Floats] | None:
+        """Maps (B, 3, S, S) float32 pixel values to (B, D) float32 embeddings of whole images; or None."""
+        return self._others.encode_global
 
     @property
-    def refine_logits(self) -> None:
-        """None: the logits are final."""
-        return None
+    def refine_logits(self) -> Callable[[Floats], Floats] | None:
+        """Maps (1, K, h, w) float32 logits to as many; None where the logits are final."""
+        return self._others.refine_logits
+
+    @property
+    def label_map(self) -> Callable[..., NDArray[np.int32]] | None:
+        """Maps (B, 3, H, W) pixel values and (K, D) text embeddings to (B, H, W) int32 indices of the best text; None without a segmenter.
+
+        All of it happens on the GPU, and only the indices come back. A segmenter for fixed words takes the pixel values alone.
+        """
+        return self._label_map if has_engine(self._folder, SEGMENTER) else None
 
     def encode_image(self, pixel_values: Floats) -> Floats:
         """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features.
@@ -280,36 +286,22 @@ class TensorRTRuntime:
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Floats:
         """Map (B, T) int64 token ids and mask to (B, D) float32 embeddings."""
-        return self._text.encode_text(input_ids, attention_mask)
+        return self._others.encode_text(input_ids, attention_mask)
 
-    @property
-    def has_segmenter(self) -> bool:
-        """Whether the folder holds the fused engine that `segment` runs."""
-        return has_engine(self._folder, SEGMENTER)
-
-    def segment(self, pixel_values: Floats, text_embeddings: Floats) -> NDArray[Any]:
-        """Map (B, 3, H, W) float32 pixel values and (K, D) float32 embeddings to an index map, on the device to the end.
-
-        Raises:
-            UnsupportedOperationError: If no segmenter engine was built.
-        """
-        if not self.has_segmenter:
-            raise UnsupportedOperationError(
-                f"{self._folder} has no segmenter engine. Build it: ovseg export tensorrt --part segmenter ONNX_FOLDER {self._folder}"
-            )
+    def _label_map(self, pixel_values: Floats, text_embeddings: Floats | None = None) -> NDArray[np.int32]:
         with self._lock:
             if self._segmenter is None:
-                engine = Engine(self._folder, SEGMENTER, self._cuda)
-                self._check_inputs(engine, {PIXELS, TEXT})
-                self._segmenter = engine
-        return self._batches(self._segmenter, pixel_values, {TEXT: text_embeddings})
+                self._segmenter = self._open(SEGMENTER)
+        given = {} if text_embeddings is None else {TEXT: text_embeddings}
+        return self._batches(self._segmenter, pixel_values, given).astype(np.int32, copy=False)
 
     def _batches(self, engine: Engine, pixel_values: Floats, others: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        height, width = pixel_values.shape[2:]
-        extra = {name: make(height, width) for name, make in self._positions.items() if name in engine.inputs}
+        feeds = dict(others)
+        if self._positions is not None:
+            feeds[POSITIONS] = self._positions.of_image(*pixel_values.shape[2:])
         most = engine.record.profiles[PIXELS][2][0]
-        parts = []
-        for start in range(0, max(len(pixel_values), 1), most):
-            feeds = {PIXELS: pixel_values[start : start + most], **others, **extra}
-            parts.append(engine.run(feeds)[engine.outputs[0]])
+        parts = [
+            engine.run({PIXELS: pixel_values[start : start + most], **feeds})[engine.outputs[0]]
+            for start in range(0, max(len(pixel_values), 1), most)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

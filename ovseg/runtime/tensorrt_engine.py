@@ -17,6 +17,7 @@ from typing import Any
 
 from ovseg.errors import BackendError, MissingDependencyError, WeightsError
 from ovseg.runtime.cuda import Gpu
+from ovseg.runtime.onnx import has_nvidia_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ def load_tensorrt() -> Any:
     try:
         import tensorrt
     except (ImportError, OSError) as error:  # the bindings may be there without the libraries
-        raise MissingDependencyError(f"TensorRT cannot be imported ({error}). Install version {MAJOR}: {_INSTALL}.") from error
+        alone = "" if has_nvidia_gpu() else " It would also need an NVIDIA GPU, and none answers on this machine."
+        raise MissingDependencyError(f"TensorRT cannot be imported ({error}). Install version {MAJOR}: {_INSTALL}.{alone}") from error
     version = str(getattr(tensorrt, "__version__", "unknown"))
     if version.partition(".")[0] != str(MAJOR):
         raise MissingDependencyError(

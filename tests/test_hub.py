@@ -418,9 +418,9 @@ def test_a_repository_with_a_card(hub: FakeHub, caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (card({"weights": "../../secret.safetensors"}), "stays inside|must be names"),
-        (card({"weights": "/etc/secret.txt"}), "stays inside|must be names"),
-        (card({"weights": 3}), "stays inside"),  # type: ignore[dict-item]
+        (card({"weights": "../../secret.safetensors"}), "stays inside"),
+        (card({"weights": "/etc/secret.txt"}), "stays inside"),
+        (card({"weights": 3}), "must be names"),  # type: ignore[dict-item]
         (card({"weights": "w.bin"}), "pickle"),
         (card({"weights": "model.safetensors"}, {"model.safetensors": "0" * 64}), "not the file that the card describes"),
         (b"\xff\xfe", "card.md cannot be read"),

@@ -178,6 +178,7 @@ def export_text(out: Path) -> float:
     import onnx
     import torch
 
+    from ovseg.file_tokenizer import file_tokenizer
     from ovseg.learn.minilm import SentenceEncoder, model_folder, sentence_encoder
     from ovseg.runtime.onnx import OnnxRuntime
     from ovseg.text import TextTower
@@ -206,7 +207,7 @@ def export_text(out: Path) -> float:
     tokenizer = load_tokenizer(model_folder() / "tokenizer.json")
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     runtime = OnnxRuntime(out / "image.onnx", out / "text.onnx", "cpu")
-    found = TextTower(tokenizer, runtime.encode_text).embed(_PROBES)
+    found = TextTower(file_tokenizer(out / "tokenizer.json"), runtime.encode_text).embed(_PROBES)
     return float((found * sentence_encoder()(_PROBES)).sum(1).min())
 
 

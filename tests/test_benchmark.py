@@ -45,7 +45,8 @@ def test_nothing_to_measure_is_refused(segmenter: ovseg.Segmenter, options: dict
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "speed.json"
-    command = ["benchmark", "--image-size", "60x40", "--labels", "1,3", "--repeats", "1", "--size", "32", "--device", "cpu", "--only", "labels"]
+    command = ["benchmark", "--image-size", "60x40", "--labels", "1,3", "--repeats", "1", "--size", "32", "--device", "cpu"]
+    command += ["--only", "labels"]
     assert main([*command, "--json", str(target)]) == 0
     assert "labels" in capsys.readouterr().out
     assert json.loads(target.read_text())["models"][0]["segment_seconds"].keys() == {"1", "3"}

@@ -418,7 +418,7 @@ def test_conversion(tmp_path: Path, numbered: bool) -> None:
     assert (loaded(x) * network(x)).sum(1).min() > 0.999
     assert loaded.encode_global is not None
     assert radio.build_tokenizer(card.options, files)(["a crane"])[0][:4] == [4, 5, 1, 0]
-    with pytest.raises(OutputError, match="not an empty folder"):
+    with pytest.raises(OutputError, match="is not empty"):
         convert_radio(checkpoint, text, tmp_path / "out")
 
 

@@ -197,3 +197,39 @@ def test_somebodys_training_of_a_known_architecture_loads(hub: FakeHub, monkeypa
     hub.repos["me/other"] = Repo({"config.json": b'{"model_type": "sam3"}', "model.safetensors": saved(Network())})
     with pytest.raises(WeightsError, match="of no model that ovseg knows"):
         ovseg.load("hf-hub:me/other")
+
+
+@pytest.mark.parametrize("part", [
+    {"text_cfg": {"hf_model_name": "somebody/code"}},
+    {"vision_cfg": {"timm_model_name": "hf-hub:somebody/code", "patch_size": 16, "image_size": 32}},
+    {"vision_cfg": 5},
+])  # fmt: skip
+def test_a_configuration_cannot_make_others_fetch_or_run_code(part: dict[str, Any]) -> None:
+    from ovseg.models.dense_clip import build
+
+    with pytest.raises(OvsegError, match="cannot be built"):
+        build({"config": {**TINY, **part}, "readout": "auto"}, None)
+
+
+@pytest.mark.parametrize("line", [
+    'window: {"size": 224}', "stride: 0", 'sha256: {"a": 3}', 'activation: "tanh"', "threshold: 7", 'classify: {"size": 3, "fit": "bend"}',
+    f"scores: {'[' * 100_000}",
+])  # fmt: skip
+def test_cards_with_values_that_cannot_be_right_are_refused(line: str) -> None:
+    from ovseg.registry import parse_card
+
+    text = (Path(__file__).parents[1] / "model_cards" / "mini.md").read_text("utf-8")
+    key = line.partition(":")[0]
+    lines = [old for old in text.split("\n") if not old.startswith(f"{key}:")]
+    with pytest.raises(WeightsError):
+        parse_card("\n".join([lines[0], line, *lines[1:]]), "card.md")
+
+
+def test_headers_of_safetensors_have_a_limit(tmp_path: Path) -> None:
+    from ovseg.integrity import file_problem
+
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write((200_000_000).to_bytes(8, "little"))
+        file.truncate(300_000_000)  # sparse
+    assert "header would take" in file_problem(path)

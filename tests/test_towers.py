@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 import ovseg
-from ovseg.errors import InvalidArgumentError, UnsupportedOperationError
+from ovseg.errors import BackendError, InvalidArgumentError, UnsupportedOperationError, WeightsError
 from ovseg.registry import ModelCard, find_card
 
 Floats = NDArray[np.float32]
@@ -177,3 +177,16 @@ def test_many_scales_agree_with_one_on_a_plain_picture() -> None:
         segmenter.segment(image, list(COLOURS), window="multiscale", size=64)
     with pytest.raises(InvalidArgumentError, match="for segment"):
         segmenter.encode_image(image, window="multiscale")
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_not_the_first_label(flag: NDArray[np.uint8]) -> None:
+    class Broken(Colours):
+        def encode_image(self, pixel_values: Floats) -> Floats:
+            features = super().encode_image(pixel_values)
+            features[0, 0, 1, 1] = np.nan
+            return features
+
+    with pytest.raises(BackendError, match="not finite"):
+        ovseg.Segmenter(card(), Broken(), tokenize).segment(flag, list(COLOURS))
+    with pytest.raises(WeightsError, match="do not belong together"):
+        ovseg.Segmenter(card(embed_dim=4), Colours(), tokenize).encode_image(flag)

@@ -261,8 +261,10 @@ class _Plan:
 
 def _plan(options: Mapping[str, Any]) -> _Plan:
     tower, pretrained = str(options.get("tower") or "the tower"), str(options.get("pretrained") or "")
-    if options.get("config"):
-        config, statistics = dict(options["config"]), pixel_statistics("")
+    if given := options.get("config"):
+        if not isinstance(given, Mapping) or not all(isinstance(given.get(part), Mapping) for part in ("vision_cfg", "text_cfg")):
+            raise UnsupportedOperationError(f"{tower!r} cannot be built: its configuration lacks vision_cfg or text_cfg.")
+        config, statistics = dict(given), pixel_statistics("")
     else:
         config, statistics = _config(tower), pixel_statistics(tower, pretrained)
         config["quick_gelu"] = required_quick_gelu(tower, pretrained)

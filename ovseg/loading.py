@@ -90,20 +90,23 @@ def card_of(source: Source) -> ModelCard:
 
 def _clip_card(model: str) -> ModelCard:
     """Make the card of any tower that open_clip knows."""
-    try:
-        from ovseg.models.clip_names import card_for
-    except ImportError as error:
-        raise MissingDependencyError(f"{model!r} needs open_clip: pip install 'ovseg[torch]'") from error
+    _need_open_clip(repr(model))
+    from ovseg.models.clip_names import card_for
+
     return card_for(model)
 
 
 def clip_names() -> list[str]:
     """Name every tower of open_clip that works, each with every weights it was published with."""
-    try:
-        from ovseg.models.clip_names import names
-    except ImportError as error:
-        raise MissingDependencyError("open_clip's towers are not known without it: pip install 'ovseg[torch]'") from error
+    _need_open_clip("The list of open_clip's towers")
+    from ovseg.models.clip_names import names
+
     return names()
+
+
+def _need_open_clip(what: str) -> None:
+    if find_spec("open_clip") is None:
+        raise MissingDependencyError(f"{what} needs open_clip: pip install 'ovseg[torch]'")
 
 
 def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:

@@ -12,7 +12,7 @@ from hub_server import FakeHub, Repo
 from synthetic import synthesise
 
 import ovseg
-from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError, WeightsError
+from ovseg.errors import InvalidArgumentError, MissingDependencyError, OvsegError, UnknownModelError, WeightsError
 from ovseg.loading import MODULES, RANDOM, read_safetensors
 from ovseg.registry import ModelCard, cards
 
@@ -233,3 +233,12 @@ def test_headers_of_safetensors_have_a_limit(tmp_path: Path) -> None:
         file.write((200_000_000).to_bytes(8, "little"))
         file.truncate(300_000_000)  # sparse
     assert "header would take" in file_problem(path)
+
+
+def test_names_of_open_clip_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovseg import loading
+
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    for call in (lambda: ovseg.load("clip-rn50-openai"), loading.clip_names):
+        with pytest.raises(MissingDependencyError, match="open_clip"):
+            call()

@@ -14,12 +14,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovseg.errors import OutputError, WeightsError
-from ovseg.registry import ModelCard
+from ovseg.integrity import sha256_of
+from ovseg.registry import SEAL, ModelCard, seal_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +62,11 @@ def read_checkpoint(path: Path, allow_pickle: bool = False, inert: Sequence[type
 
 
 def card_text(card: ModelCard) -> str:
-    """Write a card as Markdown: its front matter, one JSON value a line, then its prose."""
+    """Write a card as Markdown: its front matter, one JSON value a line and sealed with its hash, then its prose."""
     values = {field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name != "text"}
-    lines = [f"{key}: {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(["---", "library_name: ovseg", "pipeline_tag: image-segmentation", *lines, "---", card.text])
+    lines = ["library_name: ovseg", "pipeline_tag: image-segmentation"]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(["---", *lines, f'{SEAL}: "{seal_of(chr(10).join(lines))}"', "---", card.text])
 
 
 def check_target(out: Path) -> None:
@@ -111,7 +112,7 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
             full = dataclasses.replace(
                 card,
                 files=files,
-                sha256={name: _sha256(folder / name) for name in files.values()},
+                sha256={name: sha256_of(folder / name) for name in files.values()},
                 megabytes=round(sum(value.numel() for value in tensors.values()) * 4 / 1e6, 1),
             )
             (folder / "card.md").write_text(card_text(full), "utf-8")
@@ -120,8 +121,3 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
             folder.rename(out)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"Cannot write {str(out)!r}: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

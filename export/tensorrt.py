@@ -37,10 +37,11 @@ from ovseg.export.tensorrt_rules import Problem, lint_graph, read_graph
 
 from ovseg.errors import BackendError, InvalidArgumentError, OutputError, WeightsError
 from ovseg.hub import parse_source, read_folder
+from ovseg.integrity import sha256_of
 from ovseg.output.files import write_atomically
 from ovseg.registry import ModelCard, find_card, weights_folder
 from ovseg.runtime.cuda import Cuda
-from ovseg.runtime.tensorrt_engine import COMPATIBILITY, EngineRecord, load_tensorrt, read_record, record_path, sha256_of
+from ovseg.runtime.tensorrt_engine import COMPATIBILITY, EngineRecord, load_tensorrt, read_record, record_path
 
 logger = logging.getLogger(__name__)
 

@@ -38,6 +38,12 @@ def check_name(name: Any, origin: str) -> None:
         raise WeightsError(f"{origin}: {name} is not a kind of file that models are made of; expected {', '.join(KINDS)}.")
 
 
+def sha256_of(path: Path) -> str:
+    """Hash a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_problem(path: Path, sha256: str = "", *, trust_name: bool = False) -> str:
     """Say what is wrong with a file; "" for nothing.
 
@@ -51,8 +57,7 @@ def file_problem(path: Path, sha256: str = "", *, trust_name: bool = False) -> s
     sha256 = sha256.lower()
     if problem or not sha256 or (trust_name and path.is_symlink() and Path(os.readlink(path)).name == sha256):
         return problem
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
+    got = sha256_of(path)
     return "" if got == sha256 else f"its sha256 is {got}, expected {sha256}"
 
 

@@ -90,7 +90,7 @@ def card_of(source: Source) -> ModelCard:
 
 def _clip_card(model: str) -> ModelCard:
     """Make the card of any tower that open_clip knows."""
-    _need_open_clip(repr(model))
+    _need("open_clip", f"{model!r} needs open_clip")
     from ovseg.models.clip_names import card_for
 
     return card_for(model)
@@ -98,15 +98,24 @@ def _clip_card(model: str) -> ModelCard:
 
 def clip_names() -> list[str]:
     """Name every tower of open_clip that works, each with every weights it was published with."""
-    _need_open_clip("The list of open_clip's towers")
+    _need("open_clip", "The list of open_clip's towers needs open_clip")
     from ovseg.models.clip_names import names
 
     return names()
 
 
-def _need_open_clip(what: str) -> None:
-    if find_spec("open_clip") is None:
-        raise MissingDependencyError(f"{what} needs open_clip: pip install 'ovseg[torch]'")
+def _need(package: str, sentence: str) -> None:
+    """Refuse where a package of the [torch] extra is missing; it is not imported, which takes seconds."""
+    try:
+        found = find_spec(package)
+    except ValueError:  # a stand-in without a specification
+        found = None
+    if found is None:
+        raise MissingDependencyError(f"{sentence}: pip install 'ovseg[torch]'")
+
+
+def _need_torch(card: ModelCard) -> None:
+    _need("torch", f"{card.name!r} needs torch here")
 
 
 def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
@@ -168,8 +177,7 @@ def _from_hub(found: HubModel) -> tuple[ModelCard, dict[str, Path]]:
         return found.card, files
     files.update({f"weights{i}": path for i, path in enumerate(found.weights)})
     files.pop("weights", None)
-    if find_spec("torch") is None:
-        raise MissingDependencyError(f"{found.repo!r} needs torch: pip install 'ovseg[torch]'")
+    _need("torch", f"{found.repo!r} needs torch")
     if found.kind == "open_clip":
         from ovseg.models.clip_names import card_from_config
 
@@ -367,15 +375,6 @@ def torch_network(card: ModelCard, files: Mapping[str, Path], request: Request) 
                 raise
     module = _builder(card, files, request.weights, request.hub)()
     return module.eval().requires_grad_(False), files
-
-
-def _need_torch(card: ModelCard) -> None:
-    try:
-        found = find_spec("torch")
-    except ValueError:  # a stand-in without a specification
-        found = None
-    if found is None:  # importing it takes seconds, which is too long for an error about the network
-        raise MissingDependencyError(f"{card.name!r} needs torch here: pip install 'ovseg[torch]'")
 
 
 def _builder(card: ModelCard, files: Mapping[str, Path], weights: Weights | None, hub: HubOptions) -> Callable[[], Any]:

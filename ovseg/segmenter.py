@@ -93,8 +93,9 @@ class Segmenter:
         self, card: ModelCard, runtime: Runtime | ConditionalRuntime, tokenize: Tokenize, texts: TextCache | None = None
     ) -> None:
         self._card = card
-        kind: Any = Conditional if card.conditional else TwoTowers
-        self._model: Any = kind(card, runtime, tokenize, texts)  # the two differ in what they make of words, which only they look into
+        made: Any = runtime  # of the kind that the card says
+        # Any: the two differ in what they make of words, which only they look into
+        self._model: Any = Conditional(card, made, tokenize) if card.conditional else TwoTowers(card, made, tokenize, texts)
 
     @property
     def card(self) -> ModelCard:
@@ -244,8 +245,7 @@ class Segmenter:
             A `Classification` with scores that sum to 1; for a list of images a list of them.
         """
         names = _Names.of(labels, None)
-        if self._card.conditional:
-            self._model.pooled(None)  # refuses
+        self._model.require_embeddings()
         text = self._model.read(names.words, self._templates(templates))
         if isinstance(image, (list, tuple)):
             return [self._classify_one(one, names, text) for one in image]
@@ -294,8 +294,7 @@ class Segmenter:
             (K, D) float32, L2-normalised.
         """
         names = _Names.of(labels, None)
-        if self._card.conditional:
-            self._model.pooled(None)  # refuses
+        self._model.require_embeddings()
         vectors = self._model.read(names.words, self._templates(templates))
         return normalised(np.add.reduceat(vectors, names.starts, axis=0))
 

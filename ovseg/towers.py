@@ -87,6 +87,17 @@ class _Looker:
             pixels = pixels.copy()
         return pixels
 
+    def require_embeddings(self) -> None:
+        """Refuse what a network cannot do that answers label by label."""
+        if self.card.conditional:
+            raise UnsupportedOperationError(
+                f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
+            )
+
+    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
+        """Find the best label of every pixel."""
+        return label_map(answer.grid, answer.names, owner, answer.scale)
+
     def _extent(self, fitted: tuple[int, int]) -> tuple[float, float]:
         return fitted[0] / self.card.stride, fitted[1] / self.card.stride
 
@@ -139,7 +150,7 @@ class TwoTowers(_Looker):
         """Find the best label of every pixel; on the GPU where the features come from there."""
         if isinstance(self._runtime, OnDevice) and self._runtime.name == "torch:cuda":
             return self._runtime.label_map(answer.grid, answer.names, owner, answer.scale)
-        return label_map(answer.grid, answer.names, owner, answer.scale)
+        return super().label_map(answer, owner)
 
     def _logits(self, grid: Grid, names: Floats) -> Floats:
         """Compute the final logits of all names on the whole grid: (N, h, w) float32."""
@@ -258,10 +269,9 @@ class Conditional(_Looker):
         card: The model's card.
         runtime: Runs the network.
         tokenize: Gives the ids of texts, all of one length.
-        texts: Not used: prompts have no embeddings of their own here.
     """
 
-    def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize, texts: TextCache | None = None) -> None:
+    def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize) -> None:
         super().__init__(card)
         self._runtime, self._tokenize = runtime, tokenize
 
@@ -292,10 +302,6 @@ class Conditional(_Looker):
         grid = Grid(maps, pixels.shape[:2], (extent[0], extent[1]))
         return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, pixels)
 
-    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
-        """Find the best label of every pixel."""
-        return label_map(answer.grid, answer.names, owner, answer.scale)
-
     def _maps(self, state: Any, names: list[list[list[int]]]) -> Floats:
         prompts = iter([ids for group in names for ids in group])
         total: Floats | None = None
@@ -313,14 +319,6 @@ class Conditional(_Looker):
             raise ValueError("there is at least one name")
         return total / np.bincount(owner).astype(np.float32)[:, None, None]
 
-    def pooled(self, image: ImageInput | ImageFeatures) -> Floats:
-        """Refuse: the network has no embedding of an image."""
-        raise UnsupportedOperationError(
-            f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
-        )
-
-    def features(self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None) -> ImageFeatures:
-        """Refuse, likewise."""
-        raise UnsupportedOperationError(
-            f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
-        )
+    def features(self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None) -> None:
+        """Refuse: there are none."""
+        self.require_embeddings()

@@ -323,7 +323,7 @@ def test_never_half_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_sha256", full)
+    monkeypatch.setattr(checkpoints, "sha256_of", full)
     with pytest.raises(OutputError, match="No space left"):
         convert_lseg(checkpoint, tmp_path / "model")
     assert left(tmp_path) == ["a.ckpt"]

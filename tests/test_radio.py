@@ -16,6 +16,7 @@ from ovseg.models import radio
 from ovseg.models.radio import HeadConfig, Radio
 from ovseg.models.radio_vit import VARIANTS, Backbone, Variant, correlate
 from ovseg.models.siglip_text import TextConfig, TextTower, canonicalize, siglip_tokenizer
+from ovseg.tiling import window_starts
 
 SMALL = Variant(width=48, depth=2, heads=4, layer_scale=True, align_corners=True, grid=24)
 HEAD = HeadConfig(embed_dim=20, hidden=32, blocks=2)
@@ -187,7 +188,7 @@ def test_radseg_equals_brute_force() -> None:
 
 def test_windows_cover_every_cell() -> None:
     for size in range(16, 1500, 16):
-        starts = radio._starts(size, min(336, size), 224)
+        starts = window_starts(size, min(336, size), 224)
         covered = np.zeros(size, bool)
         for start in starts:
             assert start >= 0 and start + min(336, size) <= size and start % 16 == 0

@@ -320,7 +320,7 @@ def test_damaged_folders(engines: Path, damage: Any, error: type[OvsegError], me
 
 
 def test_an_engine_that_tensorrt_cannot_read(machine: Machine, engines: Path) -> None:
-    from ovseg.runtime.tensorrt_engine import sha256_of
+    from ovseg.integrity import sha256_of
 
     path = next(engines.glob("image-*"))
     path.write_bytes(b"no engine")

@@ -38,6 +38,37 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel.
+
+    Args:
+        width: Channels.
+        start: What the factors are before weights are loaded.
+    """
+
+    def __init__(self, width: int, start: float = 1.0) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to the same shape."""
+        return x * self.gamma
+
+
+class Mlp(nn.Module):
+    """The MLP of a vision transformer's block, with timm's names: two linear layers around a GELU, four times as wide between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to the same shape."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Scale vectors along `dim` to length 1 in float32: lengths overflow in half precision."""
     return F.normalize(x.float(), dim=dim)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, WeightsError
-from ovseg.models.base import Positions, load_strict, unit
+from ovseg.models.base import LayerScale, Mlp, Positions, load_strict, unit
 from ovseg.models.clip_text import CONTEXT, VOCABULARY, build_clip_tokenizer
 from ovseg.positions import Resize
 
@@ -107,32 +107,6 @@ class Attention(nn.Module):
             q, k = _rotate(q, rotation), _rotate(k, rotation)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         y: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return y
-
-
-class LayerScale(nn.Module):
-    """One factor for each channel."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to the same shape."""
-        return x * self.gamma
-
-
-class Mlp(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to the same shape."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return y
 
 

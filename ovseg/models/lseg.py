@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError
-from ovseg.models.base import Positions, load_strict, unit
+from ovseg.models.base import Mlp, Positions, load_strict, unit
 from ovseg.models.clip_text import CLIPText, build_clip_tokenizer
 from ovseg.positions import Resize
 
@@ -105,24 +105,13 @@ class _Attention(nn.Module):
         return y
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width)
+        self.mlp = Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

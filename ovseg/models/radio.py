@@ -34,6 +34,7 @@ from ovseg.errors import InvalidArgumentError, WeightsError
 from ovseg.models.base import load_strict, unit
 from ovseg.models.radio_vit import PATCH, VARIANTS, Backbone, Conditioner, Variant, correlate
 from ovseg.models.siglip_text import TextConfig, TextTower, siglip_tokenizer
+from ovseg.tiling import window_starts
 
 READOUTS = ("radseg", "vanilla")
 TEXT_TOWERS = {"siglip2": TextConfig(1152), "siglip2-g": TextConfig(1536)}
@@ -91,12 +92,6 @@ class Normalizer(nn.Module):
         return (x - self.mean) @ self.tx.T
 
 
-def _starts(size: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every `stride`, the last one pushed back inside."""
-    count = max(size - window + stride - 1, 0) // stride + 1
-    return [max(min(i * stride, size - window), 0) for i in range(count)]
-
-
 class Radio(nn.Module):
     """C-RADIO with an adaptor and the text tower of the adaptor's space.
 
@@ -142,7 +137,7 @@ class Radio(nn.Module):
         """Map (B, 3, H, W) in [0, 1] to the patches of windows, averaged where they overlap, (B, h, w, C)."""
         b, _, height, width = pixel_values.shape
         rows, columns = min(_WINDOW, height), min(_WINDOW, width)
-        corners = [(y, x) for y in _starts(height, rows, _WINDOW_STRIDE) for x in _starts(width, columns, _WINDOW_STRIDE)]
+        corners = [(y, x) for y in window_starts(height, rows, _WINDOW_STRIDE) for x in window_starts(width, columns, _WINDOW_STRIDE)]
         if len(corners) == 1:
             return self._patches(pixel_values, recursive=True)
         h, w = height // PATCH, width // PATCH

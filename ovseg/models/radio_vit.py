@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.models.base import resize_positions, unit
+from ovseg.models.base import LayerScale, Mlp, resize_positions, unit
 
 PATCH = 16
 """Input pixels per patch; height and width of the input are multiples of this."""
@@ -137,32 +137,6 @@ class Attention(nn.Module):
         return self._merge(correlate(outputs, v, centre=False))
 
 
-class LayerScale(nn.Module):
-    """A learned factor for each channel."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), 1e-5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to the same shape."""
-        return x * self.gamma
-
-
-class Mlp(nn.Module):
-    """The two linear layers of a block."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, C) to the same shape."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and around a shortcut."""
 
@@ -170,10 +144,10 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(variant.width, eps=1e-6)
         self.attn = Attention(variant.width, variant.heads)
-        self.ls1 = LayerScale(variant.width) if variant.layer_scale else nn.Identity()
+        self.ls1 = LayerScale(variant.width, 1e-5) if variant.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(variant.width, eps=1e-6)
         self.mlp = Mlp(variant.width)
-        self.ls2 = LayerScale(variant.width) if variant.layer_scale else nn.Identity()
+        self.ls2 = LayerScale(variant.width, 1e-5) if variant.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, recursive: bool = False) -> Tensor:
         """Map (B, N, C) to the same shape; `recursive` for SCRA."""

@@ -7,7 +7,6 @@ what, and this is compared before the engine is read: TensorRT's own answer to a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.errors import BackendError, MissingDependencyError, WeightsError
+from ovseg.integrity import sha256_of
 from ovseg.runtime.cuda import Gpu
 from ovseg.runtime.onnx import has_nvidia_gpu
 
@@ -110,12 +110,6 @@ def read_record(folder: Path, part: str) -> EngineRecord:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged ({error}). Build the engine again with `ovseg export tensorrt`.") from error
     return record
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tensorrt() -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ovseg.export.report import Bounds, Cost, Parity, Report
 
 from ovseg import similarity
 from ovseg.errors import BackendError, WeightsError
@@ -36,62 +37,6 @@ MOST_VALUES = 200_000
 """Feature values that are stored of a case; of larger maps evenly spaced cells are."""
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What is allowed between torch and an exported model.
-
-    Attributes:
-        features: Largest difference of a feature; features have unit length.
-        text: The same of a text embedding, scaled to unit length, and of an image embedding.
-        cosines: Largest difference of a cosine between a cell and a word.
-        agreement: Least share of pixels with the same label.
-    """
-
-    features: float
-    text: float
-    cosines: float
-    agreement: float
-
-
-BOUNDS = {"float32": Bounds(1e-4, 1e-4, 1e-4, 0.999), "float16": Bounds(5e-3, 5e-3, 5e-3, 0.98)}
-"""By what the graphs compute in. Half precision has 11 bits, so values that are near each other change places."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Differences between torch and an exported model, as in `Bounds`.
-
-    Attributes:
-        features: Largest over all cases.
-        text: Likewise.
-        cosines: Likewise.
-        agreement: Share of pixels of all cases and vocabularies.
-        fused: The same by the fused graph; None where there is none.
-        whole: Largest difference of an image embedding; None where there is none.
-    """
-
-    features: float
-    text: float
-    cosines: float
-    agreement: float
-    fused: float | None = None
-    whole: float | None = None
-
-    def problems(self, bounds: Bounds) -> list[str]:
-        """Say which bounds are missed; NaN misses all."""
-        found = []
-        for name, value, most in (
-            ("features", self.features, bounds.features), ("text embeddings", self.text, bounds.text),
-            ("cosines", self.cosines, bounds.cosines), ("image embeddings", self.whole, bounds.text),
-        ):  # fmt: skip
-            if value is not None and not value <= most:
-                found.append(f"{name} differ by {value:.2g}, allowed {most:.2g}")
-        for name, value in (("labels", self.agreement), ("labels of the fused graph", self.fused)):
-            if value is not None and not value >= bounds.agreement:
-                found.append(f"{name} agree on {value:.5f} of the pixels, needed {bounds.agreement:g}")
-        return found
 
 
 @dataclass(frozen=True)
@@ -217,50 +162,6 @@ def _share(parts: list[NDArray[np.bool_]]) -> float:
     return float(np.concatenate([part.ravel() for part in parts]).mean())
 
 
-@dataclass(frozen=True)
-class Report:
-    """What an export or a check found.
-
-    Attributes:
-        folder: The exported model.
-        name: Of the model.
-        facts: Opset, dtype, versions; what parity.json says.
-        bounds: What is allowed.
-        recorded: What was measured at the export.
-        measured: What was measured now.
-        megabytes: Of the files.
-    """
-
-    folder: Path
-    name: str
-    facts: Mapping[str, Any]
-    bounds: Bounds
-    recorded: Parity
-    measured: Parity
-    megabytes: float
-
-    def format(self) -> str:
-        """Say it in a few lines."""
-        said = ", ".join(f"{key} {value}" for key, value in self.facts.items() if isinstance(value, (str, int, float)))
-        lines = [f"{self.folder}: {self.name}, {self.megabytes:.1f} MB ({said})", f"  {'':18}{'now':>10}{'recorded':>10}{'bound':>10}"]
-        rows = (
-            ("features", self.measured.features, self.recorded.features, self.bounds.features),
-            ("text embeddings", self.measured.text, self.recorded.text, self.bounds.text),
-            ("image embeddings", self.measured.whole, self.recorded.whole, self.bounds.text),
-            ("cosines", self.measured.cosines, self.recorded.cosines, self.bounds.cosines),
-            ("same labels", self.measured.agreement, self.recorded.agreement, self.bounds.agreement),
-            ("same, fused", self.measured.fused, self.recorded.fused, self.bounds.agreement),
-        )
-        for name, now, then, bound in rows:
-            if now is not None:
-                lines.append(f"  {name:18}{now:10.3g}{'' if then is None else format(then, '10.3g')}{bound:10.3g}")
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
-        return {**dataclasses.asdict(self), "folder": str(self.folder), "facts": dict(self.facts)}
-
-
 def check_folder(folder: str | Path, device: str = "cpu", threads: int | None = None) -> Report:
     """Compare an exported model with what torch answered when it was exported.
 
@@ -277,7 +178,7 @@ def check_folder(folder: str | Path, device: str = "cpu", threads: int | None = 
     card, files = read_folder(folder)
     if "parity" not in files or "reference" not in files:
         raise WeightsError(f"{folder} has no {PARITY} and {REFERENCE} to be compared with. Export it with `ovseg export onnx`.")
-    facts, bounds, recorded = _read_parity(files["parity"])
+    facts, bounds, recorded, cost = _read_parity(files["parity"])
     loaded = load_model(folder, Request(device=device, threads=threads))
     if not isinstance(loaded.runtime, OnnxRuntime):
         raise WeightsError(f"{folder} is no folder of ONNX graphs. Export it with `ovseg export onnx`.")
@@ -285,13 +186,23 @@ def check_folder(folder: str | Path, device: str = "cpu", threads: int | None = 
     if problems := measured.problems(bounds):
         raise BackendError(f"{folder} does not answer as {card.name!r} does in torch: {'; '.join(problems)}. Export the model anew.")
     size = sum(path.stat().st_size for path in files.values()) / 1e6
-    return Report(folder, card.name, facts, bounds, recorded, measured, round(size, 1))
+    return Report(folder, card.name, facts, bounds, recorded, measured, round(size, 1), cost)
 
 
-def _read_parity(path: Path) -> tuple[dict[str, Any], Bounds, Parity]:
+def write_parity(path: Path, report: Report) -> None:
+    """Write what `check_folder` compares with."""
+    record: dict[str, Any] = {"facts": dict(report.facts), "bounds": dataclasses.asdict(report.bounds)}
+    record["measured"] = dataclasses.asdict(report.measured)
+    if report.cost is not None:
+        record["cost"] = dataclasses.asdict(report.cost)
+    path.write_text(json.dumps(record, indent=2), "utf-8")
+
+
+def _read_parity(path: Path) -> tuple[dict[str, Any], Bounds, Parity, Cost | None]:
     try:
         content = json.loads(path.read_text("utf-8"))
-        return content["facts"], Bounds(**content["bounds"]), Parity(**content["measured"])
+        cost = Cost(**content["cost"]) if "cost" in content else None
+        return content["facts"], Bounds(**content["bounds"]), Parity(**content["measured"]), cost
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(f"{path} cannot be read: {error}. Export the model anew.") from error
 

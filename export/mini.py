@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ovseg.export.graph_passes import fast_lengths
 
 from ovseg.errors import BackendError
 
@@ -152,6 +153,7 @@ def export_image(state: dict[str, torch.Tensor], out: Path) -> float:
         verbose=False,
     )
     model = program.model_proto  # type: ignore[union-attr]
+    fast_lengths(model)
     strip_notes(model)
     point_to_file(model, weights)
     onnx.save(model, out / "image.onnx")

@@ -116,6 +116,33 @@ class SegmenterGraph(nn.Module):
         return winners(_cosines(text_embeddings, features), self.ending, self.image.module)
 
 
+class EndingGraph(nn.Module):
+    """Features (B, D, h, w) and (K, D) text embeddings of unit length to (B, H, W) int32 indices of the best text.
+
+    Args:
+        module: The network.
+        ending: How features become a label map.
+        text: (N, D) embeddings of fixed names, which become part of the graph; None where they come with each call.
+        owner: (N) label of each fixed name.
+    """
+
+    def __init__(self, module: Any, ending: Ending, text: Tensor | None = None, owner: Tensor | None = None) -> None:
+        super().__init__()
+        self.module, self.ending = module, ending
+        self.text: Tensor | None
+        self.owner: Tensor | None
+        self.register_buffer("text", text)
+        self.register_buffer("owner", None if owner is None else owner.to(torch.int32))
+
+    def forward(self, features: Tensor, text_embeddings: Tensor | None = None) -> Tensor:
+        """Compute the label map."""
+        text = self.text if text_embeddings is None else text_embeddings
+        if text is None:
+            raise ValueError("there are neither fixed nor given embeddings")
+        best = winners(_cosines(text, features), self.ending, self.module)
+        return best if self.owner is None else self.owner[best.long()]
+
+
 def fold(weight: Tensor, bias: Tensor | None, text: Tensor) -> tuple[Tensor, Tensor]:
     """Put fixed words into a last linear map, so that its cosines with them cost no vectors of the shared space.
 

@@ -46,15 +46,21 @@ if TYPE_CHECKING:
         WeightsError as WeightsError,
     )
     from ovseg.features import ImageFeatures as ImageFeatures
+    from ovseg.hints import Hints as Hints
     from ovseg.image import load_image as load_image
+    from ovseg.jobs.folder import segment_folder as segment_folder
+    from ovseg.jobs.video import segment_video as segment_video
     from ovseg.registry import ModelCard as ModelCard
     from ovseg.result import Classification as Classification
     from ovseg.result import Segmentation as Segmentation
+    from ovseg.scenes import segment_scene as segment_scene
     from ovseg.segmenter import Segmenter as Segmenter
     from ovseg.segmenter import classify as classify
     from ovseg.segmenter import list_models as list_models
     from ovseg.segmenter import load as load
     from ovseg.segmenter import segment as segment
+    from ovseg.vocabulary import Label as Label
+    from ovseg.vocabulary import Vocabulary as Vocabulary
 
 __version__ = "0.1.0"
 
@@ -64,10 +70,15 @@ _HOMES = {
         "OutputError OvsegError UnknownModelError UnsupportedOperationError WeightsError"
     ),
     "ovseg.features": "ImageFeatures",
+    "ovseg.hints": "Hints",
     "ovseg.image": "load_image",
+    "ovseg.jobs.folder": "segment_folder",
+    "ovseg.jobs.video": "segment_video",
     "ovseg.registry": "ModelCard",
     "ovseg.result": "Classification Segmentation",
+    "ovseg.scenes": "segment_scene",
     "ovseg.segmenter": "Segmenter classify list_models load segment",
+    "ovseg.vocabulary": "Label Vocabulary",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""The command line: `ovseg segment IMAGE... LABEL...` and its sisters. The only module that prints."""
+"""The command line: `ovseg segment IMAGE... LABEL...` and its sisters. With `commands/`, the only modules that print."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ import json
 import logging
 import os
 import sys
-import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TextIO
 
-from ovseg.errors import InvalidArgumentError, InvalidImageError, InvalidLabelsError, OutputError, OvsegError, UnknownModelError
-
-if TYPE_CHECKING:
-    from ovseg.result import Segmentation
-    from ovseg.segmenter import Segmenter
-
-FORMATS = ("overlay", "png", "json", "geojson", "npz")
-_SUFFIX_OF = {"overlay": ".overlay.png", "png": ".png", "json": ".json", "geojson": ".geojson", "npz": ".npz"}
-_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_IMAGE_SUFFIXES = {*_PICTURES, ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga"}
-_WINDOWS = ("whole", "sliding", "multiscale")
-_BAR = 28  # characters of the longest bar in a table
-_NAMED = 12  # labels that are named as not found
+from ovseg.commands.options import load_model, model_options, split_words, word_options
+from ovseg.commands.tables import bars
+from ovseg.errors import InvalidArgumentError, InvalidImageError, InvalidLabelsError, OvsegError, UnknownModelError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,10 +70,21 @@ def _run_group(name: str, arguments: list[str]) -> int:
     module = import_module(kinds[kind][0])
 
     def run(options: argparse.Namespace) -> int:
-        print(module.run(options))
+        score = _scorer(options.cost, options.limit) if getattr(options, "cost", None) is not None else None
+        print(module.run(options) if score is None else module.run(options, score))
         return 0
 
     return _parse_and_run(f"{name} {kind}", rest, module.declare, run, f"{summary} Here: {kinds[kind][1]}.")
+
+
+def _scorer(folder: os.PathLike[str], limit: int | None) -> Callable[..., object]:
+    """Make what measures a model on a dataset: `ovseg.export` and `ovseg.evaluation` do not know each other."""
+    from functools import partial
+
+    from ovseg.evaluation.datasets import Dataset
+    from ovseg.evaluation.evaluate import evaluate
+
+    return partial(evaluate, dataset=Dataset.open(folder), limit=limit)
 
 
 def _parse_and_run(
@@ -100,12 +100,22 @@ def _parse_and_run(
     options = parser.parse_intermixed_args(rest)  # options may stand between images and labels
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        return run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return run(options)
     except OvsegError as error:
         if options.verbose:
             raise
         print(f"ovseg: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidArgumentError, InvalidLabelsError, UnknownModelError)) else 1
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """Print a warning as a sentence, without the line of code that it came from."""
+    source = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"ovseg: {source}{message}", file=sys.stderr)
 
 
 def _overview() -> str:
@@ -115,261 +125,34 @@ def _overview() -> str:
     return "\n".join([*lines, "", "ovseg COMMAND --help says more. For example: ovseg segment beach.jpg sky grass sand"])
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", default="mini", help="a name that `ovseg models` lists, hf-hub:OWNER/NAME, or a folder (mini)")
-    parser.add_argument("--backend", choices=("onnx", "torch", "tensorrt"), help="runtime (what the model runs with)")
-    parser.add_argument("--device", help="cpu, cuda, ... (a GPU if there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision, with --backend torch")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: faster on a GPU, after a minute")
-    parser.add_argument("--readout", help="how dense features are read out of a CLIP or TIPS tower: naclip, maskclip, ... (the card's)")
-    parser.add_argument("--proxy", metavar="TIMM", help="network that gives the attention, with --readout proxyclip")
-    parser.add_argument("--weights", action="append", metavar="FILE", help="your own .safetensors; may repeat; 'random' to measure speed")
-    parser.add_argument("--revision", help="branch, tag or commit in the hub")
-    parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (HF_HOME)")
-    parser.add_argument("--local-files-only", action="store_true", help="use only what was downloaded before")
-
-
-def _word_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="IMAGE... LABEL...", help="files or URLs, then words; 'grass; lawn' gives synonyms")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="read the labels from a file, one a line, synonyms after ';'")
-    parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
-
-
-def _load(options: argparse.Namespace) -> Segmenter:
-    from ovseg.segmenter import load
-
-    weights = options.weights[0] if options.weights is not None and len(options.weights) == 1 else options.weights
-    return load(
-        options.model,
-        backend=options.backend,
-        device=options.device,
-        dtype=options.dtype,
-        threads=options.threads,
-        compile=options.compile,
-        readout=options.readout,
-        proxy=options.proxy,
-        weights=weights,
-        revision=options.revision,
-        cache_dir=options.cache_dir,
-        local_files_only=options.local_files_only,
-    )
-
-
-def _split_words(options: argparse.Namespace) -> tuple[list[str], Any]:
-    """Part the positional arguments into images and labels: images come first, and exist."""
-    words: list[str] = options.words
-    count = 0
-    while count < len(words) and _is_image(words[count]):
-        count += 1
-    images, labels = words[:count], words[count:]
-    if not words:
-        raise InvalidArgumentError("No image was given. For example: ovseg segment beach.jpg sky grass sand")
-    strays = [label for label in labels if Path(label).suffix.lower() in _IMAGE_SUFFIXES] if images else words[:1]
-    for word in strays:
-        if os.path.isdir(word):
-            raise InvalidImageError(f"{word!r} is a folder. Name the images in it: {os.path.join(word, '*.jpg')}")
-        if _is_image(word):
-            raise InvalidArgumentError(f"{word!r} is an image and stands after the label {labels[0]!r}. Images come first, then labels.")
-        raise InvalidImageError(f"No such file: {word!r}. Images come first, then labels.")
-    if options.labels is not None:
-        if labels:
-            raise InvalidArgumentError(f"Labels come from {options.labels} and from the command line ({labels[0]!r}). Give one.")
-        return images, options.labels
-    if not labels:
-        raise InvalidLabelsError("No labels were given. Name what to look for: ovseg segment beach.jpg sky grass sand")
-    return images, _split_synonyms(labels)
-
-
-def _is_image(word: str) -> bool:
-    """Tell an image from a label. A folder is none: folders are often named like what their images show."""
-    from ovseg.fetch import is_url
-
-    return is_url(word) or (os.path.lexists(word) and not os.path.isdir(word))
-
-
-def _split_synonyms(words: Sequence[str]) -> list[str | tuple[str, ...]]:
-    return [tuple(part.strip() for part in word.split(";") if part.strip()) if ";" in word else word for word in words]
-
-
-def _size(text: str) -> int | str:
-    if text == "native":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor 'native'") from None
-
-
 # ---------------------------------------------------------------------------------------------------------------- segment
 
 
 def _segment_options(parser: argparse.ArgumentParser) -> None:
-    _word_options(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file (.png .json .geojson .npz) or folder")
-    parser.add_argument("--overlay", type=Path, metavar="FILE", help="write the overlay of one image there")
-    parser.add_argument("--format", action="append", choices=FORMATS, help="what to write into the folder (overlay); may repeat")
-    parser.add_argument("--background", action="append", metavar="WORD", help="word for everything else; may repeat")
-    parser.add_argument("--threshold", type=float, help="pixels with a lower best score stay undecided, 0 to 1")
-    parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
-    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no table")
-    _model_options(parser)
+    from ovseg.commands.segment import declare
+
+    declare(parser)
 
 
 def _segment(options: argparse.Namespace) -> int:
-    images, labels = _split_words(options)
-    jobs = _plan(images, options)
-    background = _split_synonyms(options.background) if options.background else None
-    segmenter = _load(options)
-    failed = 0
-    for image, files in zip(images, jobs, strict=True):
-        try:
-            result = segmenter.segment(
-                image,
-                labels,
-                templates=options.templates,
-                background=background,
-                threshold=options.threshold,
-                size=options.size,
-                window=options.window,
-            )
-        except InvalidImageError as error:
-            failed += 1
-            print(f"ovseg: {error}", file=sys.stderr)
-            continue
-        if not options.quiet:
-            print(_coverage_table(image, result))
-        for kind, path in files:
-            _write(result, image, kind, path)
-            print(f"wrote {path}")
-    if failed < len(images) and len(result.labels) == 1 and not background:
-        print("ovseg: one label alone gets every pixel. Name its rivals too, or a --background.", file=sys.stderr)
-    return 1 if failed else 0
+    from ovseg.commands.segment import run
 
-
-def _plan(images: Sequence[str], options: argparse.Namespace) -> list[list[tuple[str, Path]]]:
-    """Decide for each image what to write where, and make the folder; nothing asked for means an overlay in the current one."""
-    alone, output, overlay = len(images) == 1, options.output, options.overlay
-    is_file = output is not None and bool(output.suffix) and not output.is_dir()
-    if overlay is not None and not alone:
-        raise InvalidArgumentError("--overlay names one file, but there are several images. Use -o FOLDER.")
-    if overlay is not None and overlay.suffix.lower() not in _PICTURES:
-        raise InvalidArgumentError(f"An overlay is a picture: {', '.join(_PICTURES)}; got {overlay.name!r}.")
-    if is_file and output.suffix.lower() in _PICTURES.keys() - {".png"}:
-        raise InvalidArgumentError(f"{output} cannot hold a label map: that is .png, .json, .geojson or .npz. Or is it --overlay {output}?")
-    if is_file and options.format:
-        raise InvalidArgumentError(f"--format is for a folder; the suffix of {output} says the format already.")
-    if is_file and not alone:
-        raise InvalidArgumentError(f"-o {output} names one file, but there are several images. Give a folder.")
-    plans = []
-    for image in images:
-        plan = [] if overlay is None else [("overlay", overlay)]
-        if is_file:
-            plan.append(("map", output))
-        elif output is not None or options.format or overlay is None:
-            kinds = dict.fromkeys(options.format or ["overlay"])
-            plan += [(kind, (output or Path()) / f"{_stem(image)}{_SUFFIX_OF[kind]}") for kind in kinds]
-        plans.append(plan)
-    _check_targets(images, plans)
-    if output is not None and not is_file:
-        _make_folder(output)
-    return plans
-
-
-def _stem(image: str) -> str:
-    from ovseg.image import image_name
-
-    return Path(image_name(image) or "image").stem
-
-
-def _check_targets(images: Sequence[str], plans: Sequence[Sequence[tuple[str, Path]]]) -> None:
-    """Refuse to write one file twice, or over an image."""
-    inputs = {os.path.realpath(image): image for image in images}
-    targets: dict[str, str] = {}
-    for image, plan in zip(images, plans, strict=True):
-        for _, path in plan:
-            real = os.path.realpath(path)
-            if real in inputs:
-                raise InvalidArgumentError(f"The result of {image} would overwrite the image {inputs[real]}. Choose another -o.")
-            if real in targets:
-                raise InvalidArgumentError(f"{path} would be written twice, for {targets[real]} and for {image}. Choose another -o.")
-            targets[real] = image
-
-
-def _write(result: Segmentation, image: str, kind: str, path: Path) -> None:
-    if kind == "overlay":
-        _write_picture(result, path)
-    else:
-        from ovseg.image import image_name
-
-        result.save(path, file_name=image_name(image) if path.suffix.lower() == ".json" else None)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot make the folder {str(folder)!r}: {error.strerror}.") from error
-
-
-def _write_picture(result: Segmentation, path: Path) -> None:
-    from ovseg.output.files import write_atomically
-
-    picture = result.overlay()
-    try:
-        with write_atomically(path) as file:
-            picture.save(file, _PICTURES[path.suffix.lower()])
-    except ValueError as error:  # WebP takes at most 16,383 pixels a side
-        raise OutputError(f"Cannot write {str(path)!r}: {error}.") from error
-
-
-def _coverage_table(image: str, result: Segmentation) -> str:
-    """Draw a bar for each label that was found, largest first, and name those that were not."""
-    height, width = result.segmentation.shape
-    coverage = result.coverage()
-    rows = sorted(((label, share) for label, share in coverage.items() if share > 0), key=lambda row: -row[1])
-    undecided = 1 - sum(coverage.values())
-    if undecided > 1e-9:
-        rows.append(("(undecided)", undecided))
-    lines = [f"{image}  {width} x {height}", _bars(rows)]
-    missing = [label for label, share in coverage.items() if share == 0]
-    if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        lines.append(f"  not found: {', '.join(missing[:_NAMED])}{more}")
-    return "\n".join(lines)
-
-
-def _bars(rows: Sequence[tuple[str, float]]) -> str:
-    from ovseg.output.legend import format_share
-
-    column = max(_columns(label) for label, _ in rows)
-    largest = max(share for _, share in rows)
-    return "\n".join(
-        f"  {label}{' ' * (column - _columns(label))}  {format_share(share):>6}  {'█' * round(_BAR * share / largest)}".rstrip()
-        for label, share in rows
-    )
-
-
-def _columns(text: str) -> int:
-    """Count the columns a text takes in a terminal: wide characters take two, combining ones none."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
+    return run(options)
 
 
 # --------------------------------------------------------------------------------------------------------------- classify
 
 
 def _classify_options(parser: argparse.ArgumentParser) -> None:
-    _word_options(parser)
+    word_options(parser)
     parser.add_argument("--top", type=int, default=5, help="how many labels to show (5)")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    _model_options(parser)
+    model_options(parser)
 
 
 def _classify(options: argparse.Namespace) -> int:
-    images, labels = _split_words(options)
-    segmenter = _load(options)
+    images, labels = split_words(options)
+    segmenter = load_model(options)
     failed = 0
     for image in images:
         try:
@@ -382,7 +165,7 @@ def _classify(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps({"image": image, "scores": dict(top)}, ensure_ascii=False))
         else:
-            print(f"{image}\n{_bars(top)}")
+            print(f"{image}\n{bars(top)}")
     return 1 if failed else 0
 
 
@@ -445,35 +228,57 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _eval_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="+", help="folder with images/, labels/ and labels.txt (there or above)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="other names for the classes, in the order of labels.txt")
-    parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
-    parser.add_argument("--size", type=_size, help="short side the network sees [px], or 'native'")
-    parser.add_argument("--window", choices=_WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
-    parser.add_argument("--limit", type=int, metavar="N", help="evenly spaced images to use")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    _model_options(parser)
+    from ovseg.commands.evaluate import declare
+
+    declare(parser)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from ovseg.evaluation.datasets import Dataset
-    from ovseg.evaluation.evaluate import evaluate
-    from ovseg.output.files import write_atomically
+    from ovseg.commands.evaluate import run
 
-    datasets = [Dataset.open(folder, labels=options.labels) for folder in options.folder]
-    segmenter = _load(options)
-    results = []
-    for dataset in datasets:
-        result = evaluate(
-            segmenter, dataset, templates=options.templates, window=options.window, size=options.size, limit=options.limit
-        )
-        results.append(result)
-        print(result.format_table())
-    if options.json:
-        content = [result.as_dict() for result in results]
-        with write_atomically(options.json) as file:
-            file.write(json.dumps(content[0] if len(content) == 1 else content, indent=2).encode())
-    return 0
+    return run(options)
+
+
+# --------------------------------------------------------------------------------------------------------------- analysis
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    from ovseg.commands.report import declare
+
+    declare(parser)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ovseg.commands.report import run
+
+    return run(options)
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    from ovseg.commands.compare import declare
+
+    declare(parser)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ovseg.commands.compare import run
+
+    return run(options)
+
+
+# ------------------------------------------------------------------------------------------------------------------ train
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    from ovseg.commands.train import declare
+
+    declare(parser)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from ovseg.commands.train import run
+
+    return run(options)
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str]] = {
@@ -481,10 +286,17 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[
     "classify": (_classify_options, _classify, "Say which word the whole image shows."),
     "models": (_models_options, _models, "List the models, their licence and scores."),
     "benchmark": (_benchmark_options, _benchmark, "Measure time and memory, side by side with what else one could use."),
-    "eval": (_eval_options, _eval, "Measure mIoU on a folder of images and label maps."),
+    "eval": (_eval_options, _eval, "Measure mIoU, or calibrate the scores, on a folder of images and label maps."),
+    "train": (_train_options, _train, "Train a model with masks, strokes, clicks, boxes or tags."),
+    "report": (_report_options, _report, "Count the labels in a folder of results: pixels, areas, regions."),
+    "compare": (_compare_options, _compare, "Say how two results, or two folders of them, differ."),
 }
 
 _GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "check": (
+        "Measure on your own image how far results can be relied on.",
+        {"tiles": ("ovseg.commands.check_tiles", "seams of tiles, tiles against the whole, and labels after a shift of the image")},
+    ),
     "export": (
         "Make files that run without torch, and check them.",
         {

@@ -11,7 +11,9 @@ pixels (EPS, PDF, WMF, ...).
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
 from typing import IO, Any
@@ -57,6 +59,8 @@ _NOT_IMAGES = (
     (b"pk\x03\x04", "it is a zip archive; unpack it first"),
 )
 
+Room = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
 _BAND_BYTES = 2**19  # with Pillow's four bytes per pixel; this much stays in the cache
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
@@ -74,7 +78,14 @@ _TURNS: dict[int, tuple[Image.Transpose, bool, int, int]] = {
 }
 
 
-def decode_file(file: IO[bytes], name: str, *, max_pixels: int) -> NDArray[Any]:
+def empty_rgb(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Make room for pixels in memory."""
+    return np.empty(shape, np.uint8)
+
+
+def decode_file(
+    file: IO[bytes], name: str, *, max_pixels: int, room: Room = empty_rgb
+) -> NDArray[Any]:
     """Decode the first frame of an image file, turned upright as its EXIF orientation says.
 
     A truncated file is an error, unless the application has set
@@ -86,6 +97,8 @@ def decode_file(file: IO[bytes], name: str, *, max_pixels: int) -> NDArray[Any]:
         name: What messages call the image.
         max_pixels: Largest accepted height times width, compared with the header before any pixel
             is decoded.
+        room: Makes the array that RGB pixels are written to, from its shape; for instance in a
+            file that is mapped into memory.
 
     Returns:
         Array (H, W, 3) uint8 RGB; for files with one deep channel (H, W) uint16, int32 or float32,
@@ -95,11 +108,31 @@ def decode_file(file: IO[bytes], name: str, *, max_pixels: int) -> NDArray[Any]:
         InvalidImageError: The file is damaged, too large or of no format in `FORMATS`.
     """
     try:
-        return _to_array(_open(file, name, max_pixels), name, max_pixels)
+        return _to_array(_open(file, name, max_pixels), name, max_pixels, room)
     except InvalidImageError:
         raise
     except Exception as error:  # Pillow answers damaged files with about any exception there is
         raise InvalidImageError(f"cannot read image {name}: {_reason(error)}") from error
+
+
+@contextmanager
+def open_unread(path: str) -> Iterator[Image.Image]:
+    """Open an image file, whatever its size, to look at its header alone.
+
+    Args:
+        path: Of a regular file.
+
+    Raises:
+        InvalidImageError: The file is damaged or of no format in `FORMATS`.
+    """
+    with open(path, "rb") as file:
+        try:
+            image = _open(file, repr(path), sys.maxsize, fill=False)
+        except InvalidImageError:
+            raise
+        except Exception as error:  # as above
+            raise InvalidImageError(f"cannot read image {path!r}: {_reason(error)}") from error
+        yield image
 
 
 def decode_pil(image: Image.Image, name: str, *, max_pixels: int) -> NDArray[Any]:
@@ -155,7 +188,7 @@ def bands(height: int, width: int) -> Iterator[slice]:
         yield slice(top, min(top + step, height))
 
 
-def _open(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _open(file: IO[bytes], name: str, max_pixels: int, fill: bool = True) -> Image.Image:
     prefix = file.read(64)
     if not prefix:
         raise InvalidImageError(f"image {name} is empty: it has 0 bytes")
@@ -185,7 +218,7 @@ def _open(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
                 f"cannot read image {name}: it starts like {format_name} but is damaged "
                 f"({_reason(error)})"
             ) from error
-        if format_name == "TIFF":
+        if format_name == "TIFF" and fill:
             # Without pixels to fill, the plugin would ask Pillow's process-wide limit for them.
             _check_size(*image.size, name, max_pixels)
             tags = getattr(image, "tag_v2", {})
@@ -254,14 +287,16 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _to_array(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
+def _to_array(
+    image: Image.Image, name: str, max_pixels: int, room: Room = empty_rgb
+) -> NDArray[Any]:
     _check_size(*image.size, name, max_pixels)
     image.load()
     _check_size(*image.size, name, max_pixels)  # an icon knows its true size only now
     orientation = _orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _turn(_deep(image), orientation)
-    return _rgb(image, orientation)
+    return _rgb(image, orientation, room)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -289,7 +324,7 @@ def _turn_back(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return array.swapaxes(0, 1) if swapped else array
 
 
-def _rgb(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, orientation: int, room: Room) -> NDArray[np.uint8]:
     """Convert an image of a mode with 8 bits per channel, band by band.
 
     Going through bands is twice as fast as `numpy.asarray(image)`, which copies the whole picture
@@ -297,7 +332,7 @@ def _rgb(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
     """
     width, height = image.size
     transpose, swapped = _TURNS[orientation][:2] if orientation in _TURNS else (None, False)
-    upright = np.empty((width, height, 3) if swapped else (height, width, 3), np.uint8)
+    upright = room((width, height, 3) if swapped else (height, width, 3))
     stored = _turn_back(upright, orientation)
     convert = _converter(image)
     for rows in bands(height, width):

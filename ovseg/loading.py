@@ -136,7 +136,7 @@ def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
         return _load_engine(card, Path(source.value), files, request)
     if request.backend == "tensorrt":
         raise InvalidArgumentError(f"{card.name!r} has no TensorRT engine. Make one: ovseg export tensorrt ONNX_FOLDER ENGINE_FOLDER.")
-    if "image" in files:
+    if "text" in files:
         return _load_graphs(card, files, request)
     return _load_torch(card, files, request)
 
@@ -239,19 +239,20 @@ def _with_options(card: ModelCard, request: Request) -> ModelCard:
 
 
 def _load_graphs(card: ModelCard, files: Mapping[str, Path], request: Request) -> Loaded:
-    """Run ONNX files; with backend="torch", the torch module of which the image tower was made."""
+    """Run ONNX files; with backend="torch" or weights that no graph was made of, the torch module of the image tower."""
     from ovseg.runtime.onnx import OnnxRuntime
 
-    if request.weights is not None and request.backend != "torch":
-        raise InvalidArgumentError(f"{card.name!r} runs its ONNX files; weights= needs backend='torch'.")
+    own = request.weights is not None or "image" not in files  # the user's weights, or those of a training
+    if own and (request.backend == "onnx" or "weights" not in files):
+        raise InvalidArgumentError(f"{card.name!r} has no ONNX file of these weights: leave out backend= or weights=, or export the model.")
     runtime: Runtime
-    if request.backend == "torch":
+    if own or request.backend == "torch":
         if "weights" not in files:
             raise InvalidArgumentError(f"{card.name!r} is an exported model; it runs with backend='onnx' only.")
         from ovseg.runtime.torch import TorchRuntime
 
         _need_torch(card)
-        text_only = OnnxRuntime(files["image"], files["text"], "cpu", request.threads)
+        text_only = OnnxRuntime(files["text"], files["text"], "cpu", request.threads)  # no graph for images is opened
         build = _builder(card, {"weights": files["weights"]}, request.weights, request.hub)
         runtime = TorchRuntime(build, text_only, request.device, request.dtype, request.threads, request.compile)
     else:

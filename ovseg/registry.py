@@ -6,9 +6,10 @@ The front matter is YAML of the simplest kind, `key: value` on one line each; a 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib import resources
@@ -25,8 +26,11 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "float": ("a number", (int, float)),
     "float | None": ("a number", (int, float)),
     "bool": ("true or false", (bool,)),
+    "Sequence[str]": ("a JSON list", (list,)),
 }
 _FITS = ("crop", "squash")
+SEAL = "front_matter_sha256"
+"""Key of a card that hashes the rest of its front matter, so that a changed scale or mean is noticed as changed weights are."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class ModelCard:
         conditional: Whether the network runs once for each label; there are no features to keep then.
         activation: How logits of one label become its score: "softmax" over the labels, "sigmoid", or "none".
         threshold: Least score of a decided pixel where the user names none; None for 0.
+        temperature: Logits are divided by it before they become scores; fitted, so that a score says how often it is right.
+        background: Words for `background="auto"`; empty for a list that all models share.
+        near: Cosine of two words' embeddings from which on the model can hardly tell them apart; None where that is not known.
         text: The prose under the front matter.
     """
 
@@ -81,7 +88,16 @@ class ModelCard:
     conditional: bool = False
     activation: str = "softmax"
     threshold: float | None = None
+    temperature: float = 1.0
+    background: Sequence[str] = ()
+    near: float | None = None
     text: str = field(repr=False, default="")
+
+
+def seal_of(front: str) -> str:
+    """Hash the lines of a front matter but the one that holds this hash; how lines end does not matter."""
+    lines = [line.rstrip() for line in front.splitlines() if not line.startswith(f"{SEAL}:")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def parse_card(content: str, origin: str) -> ModelCard:
@@ -92,7 +108,7 @@ def parse_card(content: str, origin: str) -> ModelCard:
         origin: Where it is from, for messages.
 
     Raises:
-        WeightsError: If the front matter is not there, cannot be read, or lacks something.
+        WeightsError: If the front matter is not there, cannot be read, lacks something, or is not the one that it was sealed as.
     """
     parts = _CARD.match(content)
     if parts is None:
@@ -113,6 +129,11 @@ def parse_card(content: str, origin: str) -> ModelCard:
             values[match[1]] = value
         except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
             raise WeightsError(f"{origin}, line {number}: the value of {match[1]} cannot be read: {error}.") from error
+    if SEAL in values and values[SEAL] != seal_of(parts[1]):
+        raise WeightsError(
+            f"{origin} is damaged or altered: its front matter does not have the hash in {SEAL}. Copy or export the model anew; if you "
+            "changed it yourself, delete that line."
+        )
     entries = [entry for entry in fields(ModelCard) if entry.name != "text"]
     needed = [entry.name for entry in entries if entry.default is MISSING and entry.default_factory is MISSING]
     missing = [name for name in needed if name not in values]
@@ -137,6 +158,12 @@ def _trouble(card: ModelCard) -> str:
         return f"activation must be softmax, sigmoid or none; got {card.activation!r}."
     if card.threshold is not None and not 0 <= card.threshold <= 1:
         return f"threshold must be in [0, 1]; got {card.threshold!r}."
+    if not 0 < card.temperature < 1e6:
+        return f"temperature must be positive; got {card.temperature!r}."
+    if card.near is not None and not 0 < card.near <= 1:
+        return f"near must be in (0, 1]; got {card.near!r}."
+    if not all(isinstance(word, str) and word.strip() for word in card.background):
+        return f"background must be a list of words; got {list(card.background)!r}."
     if card.window and not (card.window.keys() == {"size", "stride"} and all(type(v) is int and v > 0 for v in card.window.values())):
         return f"window must have a positive size and stride; got {dict(card.window)!r}."
     if card.classify and not (type(card.classify.get("size")) is int and card.classify["size"] > 0 and card.classify.get("fit") in _FITS):

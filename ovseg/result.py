@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ovseg.errors import (
 from ovseg.output import LabelMap, connect, formats
 from ovseg.output.checks import (
     check_array,
+    check_colors,
     check_labels,
     check_like,
     check_model,
@@ -28,11 +30,15 @@ from ovseg.output.checks import (
     check_segmentation,
     read_only,
 )
+from ovseg.output.ground import PixelSize, pixel_area
 from ovseg.output.legend import format_share
+from ovseg.output.palette import RGB
 from ovseg.output.polygons import Polygon, trace_polygons
+from ovseg.output.regions import Region, find_regions, region_map
 from ovseg.output.render import count_pixels, draw_overlay, draw_preview
 
 if TYPE_CHECKING:
+    from ovseg.hints import Hints
     from ovseg.image import ImageInput
     from ovseg.output.formats import Transform
 
@@ -54,6 +60,12 @@ class Segmentation:
         scores: (K, H, W) float32 in [0, 1], or None when they were not asked for.
         image: (H, W, 3) uint8 RGB, the image itself, for overlays; or None.
         model: Name of the model, or "".
+        confidence: (H, W) float32 in [0, 1], the score of the label that a pixel got, or where it
+            is undecided of its best label; None when it was not asked for.
+        entropy: (H, W) float32 in [0, 1], entropy of a pixel's scores over the greatest possible: 0
+            where one label has all, 1 where all have the same; None when it was not asked for.
+        colors: Label -> (red, green, blue), each 0 to 255, of labels whose colour was chosen; the
+            others get theirs by rule.
     """
 
     segmentation: LabelMap
@@ -62,6 +74,9 @@ class Segmentation:
     scores: NDArray[np.float32] | None = None
     image: NDArray[np.uint8] | None = None
     model: str = ""
+    confidence: NDArray[np.float32] | None = None
+    entropy: NDArray[np.float32] | None = None
+    colors: Mapping[str, RGB] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field and make the arrays read-only."""
@@ -76,7 +91,13 @@ class Segmentation:
             check_array(self.image, "image", "(H, W, 3) uint8", ndim=3)
             check_like(self.image, "image", (*size, 3), np.uint8)
         check_model(self.model)
-        for name in ("segmentation", "scores", "image"):
+        object.__setattr__(self, "colors", check_colors(self.colors, self.labels))
+        for name in ("confidence", "entropy"):
+            if (values := getattr(self, name)) is not None:
+                check_array(values, name, "(H, W) float32", ndim=2)
+                check_like(values, name, size, np.float32)
+                check_range(values, name)
+        for name in ("segmentation", "scores", "image", "confidence", "entropy"):
             object.__setattr__(self, name, read_only(getattr(self, name)))
 
     def mask(self, label: str) -> NDArray[np.bool_]:
@@ -101,6 +122,83 @@ class Segmentation:
         counts = count_pixels(self.segmentation, len(self.labels))
         return dict(zip(self.labels, (counts / self.segmentation.size).tolist(), strict=True))
 
+    def areas(self, pixel_size: PixelSize | None = None) -> dict[str, float]:
+        """Return each label's area, in the order of the labels.
+
+        Args:
+            pixel_size: Side of a pixel on the ground, or its (height, width) where they differ; areas are in its square.
+                `ovseg.analysis.ground_pixel_size` reads that of a GeoTIFF. None gives pixels.
+
+        Raises:
+            InvalidArgumentError: If it is not one or two positive numbers.
+        """
+        each = pixel_area(pixel_size)
+        counts = count_pixels(self.segmentation, len(self.labels)).tolist()
+        return dict(zip(self.labels, counts if each is None else [count * each for count in counts], strict=True))
+
+    def regions(self, *, min_pixels: int = 1, connectivity: int = 4, pixel_size: PixelSize | None = None) -> list[Region]:
+        """List the connected regions of all labels, the largest first.
+
+        Args:
+            min_pixels: Leave out smaller regions.
+            connectivity: 4: pixels that touch only at a corner are apart, as in `to_polygons`; 8: they are together.
+            pixel_size: As for `areas`; None leaves out areas in units.
+
+        Returns:
+            Regions with `label`, `pixels`, `box` (x, y, width, height), `centroid` (x, y), `mean_score` (None unless the result holds
+            scores or confidence) and `area`.
+
+        Raises:
+            InvalidArgumentError: If an option is outside its range.
+        """
+        return find_regions(
+            self.segmentation,
+            self.labels,
+            confidence=self._own_scores(),
+            connectivity=connectivity,
+            min_pixels=min_pixels,
+            pixel_area=pixel_area(pixel_size),
+        )
+
+    def region_map(self, *, min_pixels: int = 1, connectivity: int = 4) -> NDArray[np.int32]:
+        """Say for every pixel which of the `regions` with the same options it is in.
+
+        Returns:
+            (H, W) int32 index into that list; -1 where there is none.
+        """
+        return region_map(self.segmentation, len(self.labels), connectivity=connectivity, min_pixels=min_pixels)
+
+    def next_click(self, hints: Hints | None = None) -> tuple[int, int]:
+        """Say where a hint would help most: where the answer is most unsure, away from earlier hints.
+
+        Needs `confidence=True` when the image is segmented.
+
+        Args:
+            hints: What was said before; None for nothing.
+
+        Returns:
+            (x, y) of a pixel.
+
+        Raises:
+            InvalidArgumentError: If the result holds no entropy, or the hints are of another image.
+        """
+        from ovseg.clicking import place_click
+
+        if self.entropy is None:
+            raise InvalidArgumentError("next_click needs to know how unsure each pixel is: segment the image with confidence=True.")
+        height, width = self.segmentation.shape
+        return place_click(self.entropy, None if hints is None else hints.drawn((height, width)))
+
+    def _own_scores(self) -> NDArray[np.float32] | None:
+        """Give the score of each pixel's label, (H, W) float32, 0 where undecided; None without scores."""
+        if self.confidence is not None:
+            return self.confidence
+        if self.scores is None:
+            return None
+        own = np.minimum(self.segmentation, len(self.labels) - 1).astype(np.intp)
+        taken: NDArray[np.float32] = np.take_along_axis(self.scores, own[None], 0)[0]
+        return np.where(self.segmentation == self.ignore_index, np.float32(0), taken)
+
     def overlay(
         self,
         image: ImageInput | None = None,
@@ -111,7 +209,8 @@ class Segmentation:
     ) -> Image.Image:
         """Draw the regions over the image.
 
-        A label has the same colour in all pictures made with the same labels, and mostly in others.
+        A label has the colour that its vocabulary gives it; if none, the same in all pictures made
+        with the same labels, and mostly in others.
         Undecided pixels stay uncoloured, under thin hatching.
 
         Args:
@@ -148,6 +247,7 @@ class Segmentation:
             opacity=opacity,
             outline=outline,
             legend=legend,
+            colors=self.colors,
         )
 
     def to_polygons(self) -> dict[str, list[Polygon]]:
@@ -243,11 +343,11 @@ class Segmentation:
         | suffix | what is written | can be loaded |
         |---|---|---|
         | `.png` | the indices with a palette (16-bit grey above 255 labels), and the labels | yes |
-        | `.npz` | arrays `segmentation`, `labels`, `ignore_index`, `model`, `scores` | yes |
+        | `.npz` | arrays `segmentation`, `labels`, `ignore_index`, `model`, `scores`, `confidence`, `entropy` | yes |
         | `.json` | a COCO file of one image, with run lengths | yes |
         | `.geojson` | polygons, see `to_geojson` | no |
 
-        Scores are kept by `.npz` alone, and the image by none.
+        Scores, confidence and entropy are kept by `.npz` alone, and the image by none.
 
         The file appears complete or not at all; an existing one is replaced. Folders are not made.
         For a picture to look at, save the overlay: `result.overlay().save("overlay.jpg")`.
@@ -264,7 +364,7 @@ class Segmentation:
         """
         formats.write_saved(
             path,
-            formats.Saved(self.segmentation, self.labels, self.scores, self.model),
+            formats.Saved(self.segmentation, self.labels, self.scores, self.model, self.confidence, self.entropy, self.colors),
             file_name=file_name,
             transform=transform,
         )
@@ -284,6 +384,9 @@ class Segmentation:
                 255 if len(saved.labels) <= 255 else 65535,
                 scores=saved.scores,
                 model=saved.model,
+                confidence=saved.confidence,
+                entropy=saved.entropy,
+                colors=saved.colors,
             )
         except OvsegError as error:
             raise InvalidImageError(
@@ -311,23 +414,23 @@ class Segmentation:
         """Compare everything but the images."""
         if not isinstance(other, Segmentation):
             return NotImplemented
-        if (self.labels, self.model) != (other.labels, other.model):
+        if (self.labels, self.model, self.colors) != (other.labels, other.model, other.colors):
             return False
-        if self.scores is None or other.scores is None:
-            same_scores = self.scores is other.scores
-        else:
-            same_scores = np.array_equal(self.scores, other.scores)
-        return same_scores and np.array_equal(self.segmentation, other.segmentation)
+        for name in ("segmentation", "scores", "confidence", "entropy"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if (mine is None) != (theirs is None) or not np.array_equal(mine, theirs):
+                return False
+        return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and unpickle through the constructor, so that the arrays are read-only again."""
         fields = (self.segmentation, self.labels, self.ignore_index)
-        return Segmentation, (*fields, self.scores, self.image, self.model)
+        return Segmentation, (*fields, self.scores, self.image, self.model, self.confidence, self.entropy, dict(self.colors))
 
     def _repr_png_(self) -> bytes:
         """Show the overlay in a notebook, reduced to a size for the screen."""
         picture = draw_preview(
-            self.segmentation, self.labels, ignore_index=self.ignore_index, image=self.image
+            self.segmentation, self.labels, ignore_index=self.ignore_index, image=self.image, colors=self.colors
         )
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

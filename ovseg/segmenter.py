@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg import similarity
-from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OvsegError, UnknownModelError
+from ovseg import decide, similarity, tagging
+from ovseg.correct import corrected, tag_bias
+from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError
+from ovseg.examples import Shown, look, with_shown
 from ovseg.features import ImageFeatures
+from ovseg.hints import Hints, Seeds, each_hints, one_hints
 from ovseg.hub import HubOptions
 from ovseg.image import ImageInput
+from ovseg.labels import Label
 from ovseg.loading import Request, Weights, load_model
+from ovseg.question import Question, tell_near
+from ovseg.refine import check_method, working_step
+from ovseg.refine import refine as refine_scores
 from ovseg.registry import ModelCard, cards
 from ovseg.result import Classification, Segmentation
 from ovseg.runtime.base import ConditionalRuntime, Runtime
-from ovseg.text import Tokenize, normalised
+from ovseg.tagging import Tags
+from ovseg.text import Tokenize
 from ovseg.text_cache import TextCache
-from ovseg.towers import Conditional, TwoTowers
-from ovseg.vocabulary import Labels, Template, Templates, parse_labels, parse_templates
+from ovseg.towers import Answer, Conditional, TwoTowers
+from ovseg.vocabulary import Labels, Templates
 
 DEFAULT_MODEL = "mini"
+MAX_COMPARED = 1000
+"""Vocabularies that a segmenter remembers having compared."""
 
 Images = ImageInput | ImageFeatures
 ImageList = list[Any] | tuple[Images, ...]
 """A list is invariant: `list[Images]` would refuse a `list[str]`."""
+
+
+ImageHints = Hints | Sequence[Hints | None] | None
+"""Hints of one image, or of each image of a list."""
+
+
+class SegmentOptions(TypedDict, total=False):
+    """The options of `Segmenter.segment`, which explains them."""
+
+    templates: Templates
+    background: Labels | None
+    threshold: float | None
+    margin: float | None
+    size: int | str | None
+    window: str | None
+    tags: Tags | None
+    hints: ImageHints
+    refine: str | None
+    scores: bool
+    confidence: bool
 
 
 def load(
@@ -96,6 +129,8 @@ class Segmenter:
         made: Any = runtime  # of the kind that the card says
         # Any: the two differ in what they make of words, which only they look into
         self._model: Any = Conditional(card, made, tokenize) if card.conditional else TwoTowers(card, made, tokenize, texts)
+        self._looked: dict[int, tuple[tuple[Any, ...], tuple[Shown, ...]]] = {}  # by the identity of examples, which are kept alive
+        self._compared: set[int] = set()  # vocabularies whose labels were compared with each other
 
     @property
     def card(self) -> ModelCard:
@@ -118,32 +153,10 @@ class Segmenter:
         return f"Segmenter({self.name!r}, {self.device!r})"
 
     @overload
-    def segment(
-        self,
-        image: ImageList,
-        labels: Labels,
-        *,
-        templates: Templates = None,
-        background: Labels | None = None,
-        threshold: float | None = None,
-        size: int | str | None = None,
-        window: str | None = None,
-        scores: bool = False,
-    ) -> list[Segmentation]: ...
+    def segment(self, image: ImageList, labels: Labels, **options: Unpack[SegmentOptions]) -> list[Segmentation]: ...
 
     @overload
-    def segment(
-        self,
-        image: Images,
-        labels: Labels,
-        *,
-        templates: Templates = None,
-        background: Labels | None = None,
-        threshold: float | None = None,
-        size: int | str | None = None,
-        window: str | None = None,
-        scores: bool = False,
-    ) -> Segmentation: ...
+    def segment(self, image: Images, labels: Labels, **options: Unpack[SegmentOptions]) -> Segmentation: ...
 
     def segment(
         self,
@@ -153,26 +166,41 @@ class Segmenter:
         templates: Templates = None,
         background: Labels | None = None,
         threshold: float | None = None,
+        margin: float | None = None,
         size: int | str | None = None,
         window: str | None = None,
+        tags: Tags | None = None,
+        hints: ImageHints = None,
+        refine: str | None = None,
         scores: bool = False,
+        confidence: bool = False,
     ) -> Segmentation | list[Segmentation]:
         """Say for every pixel which of the labels it is.
 
         Args:
             image: A path, URL, PIL image, bytes, array, tensor or `ImageFeatures`; or a list of these.
-            labels: A word, a list of words, tuples of synonyms among them, or a `Path` to a labels file. The best of the synonyms
-                speaks for a label. One label alone takes every pixel: give it a rival, or a `background`.
+            labels: A word, a list of words, tuples of synonyms and `Label`s among them, a `Path` to a labels file, or a `Vocabulary`.
+                The best of the synonyms speaks for a label. One label alone is held against `background="auto"`.
             templates: Prompt templates: the name of a set ("imagenet", "food", ...), a string with `{}`, a function, or a list of
                 these; None for the model's own.
             background: Words for everything else. Pixels that look more like one of them than like any label get `ignore_index`.
+                "auto" takes the model's own list, but the words that mean nearly the same as a label; None the vocabulary's.
             threshold: Pixels whose best score is below it get `ignore_index`; in [0, 1]. None for the model's own, most often 0.
+                A label's own threshold goes before it.
+            margin: Pixels whose best score is less than this ahead of the second get `ignore_index`; in [0, 1]. None for 0.
             size: None for the model's own policy, an int for the short side [px], "native" for the pixels as they are. Belongs
                 to `encode_image` where features are given, as does `window`.
             window: "whole" to see the image at once, "sliding" for overlapping windows, "multiscale" for the mean over six scales and
                 mirror images of LSeg's evaluation (forty times slower); None for the model's own policy.
+            tags: Which of the labels are in the picture, where the list is long: the others get a lower score, and are still found where
+                they are plain to see. "auto" decides that by a glance at the image in small; None treats all labels alike. Labels that
+                `hints` speak of count as tagged.
+            hints: What a person says about the image: strokes, clicks, boxes, polygons, tags. Their words are among the labels, synonyms or
+                background words. For a list of images a list of `Hints` or None.
+            refine: Draws the scores to the edges of the image: "guided" (fast), "crf" or "pamr"; None leaves them. See `ovseg.refine`.
             scores: Whether to keep the score of every label at every pixel, (K, H, W) float32; with `background` they sum to
                 less than 1.
+            confidence: Whether to keep, for every pixel, how sure the answer is: `confidence` and `entropy` of the result.
 
         Returns:
             A `Segmentation`; for a list of images a list of them.
@@ -182,45 +210,135 @@ class Segmenter:
             InvalidLabelsError: If the labels or templates are empty, double or no text.
             InvalidArgumentError: If an option is outside its range.
         """
-        names = _Names.of(labels, background)
-        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1):
-            raise InvalidArgumentError(f"threshold must be a number in [0, 1] or None; got {threshold!r}.")
-        if threshold is None:
-            threshold = self._card.threshold
-        words = self._model.read(names.words, self._templates(templates))
+        asked = _Asked(size, window, refine, scores, confidence, tagging.parse_tags(tags))
+        limit = self._card.threshold if threshold is None else _part("threshold", threshold)
+        ahead = 0.0 if margin is None else _part("margin", margin)
+        question, words = self._read(Question.of(labels, background, templates, self._card, limit, ahead))
         if isinstance(image, (list, tuple)):
-            return [self._segment_one(one, names, words, threshold, size, window, scores) for one in image]
-        return self._segment_one(image, names, words, threshold, size, window, scores)
+            each = each_hints(hints, len(image))
+            return [self._segment_one(one, question, words, replace(asked, hints=said)) for one, said in zip(image, each, strict=True)]
+        return self._segment_one(image, question, words, replace(asked, hints=one_hints(hints)))
 
-    def _segment_one(
-        self,
-        image: Images,
-        names: _Names,
-        words: Any,
-        threshold: float | None,
-        size: int | str | None,
-        window: str | None,
-        scores: bool,
-    ) -> Segmentation:
-        answer = self._model.answer(image, words, size, window)
-        grid, count = answer.grid, len(names.labels)
-        kind, ignore_index = (np.uint8, 255) if count <= 255 else (np.uint16, 65535)
-        result = np.empty(grid.image_size, kind)
-        kept = _room_for_scores(count, grid.image_size) if scores else None
-        if scores or threshold is not None:
-            strips = similarity.score_strips(grid, answer.names, names.owner, answer.scale, activation=self._card.activation)
-            for rows, part in strips:
-                best = part.argmax(0)
-                undecided = best >= count
-                if threshold is not None:
-                    undecided |= part.max(0) < threshold
-                result[rows] = np.where(undecided, ignore_index, best)
-                if kept is not None:
-                    kept[:, rows] = part[:count]
+    def _segment_one(self, image: Images, question: Question, words: Any, asked: _Asked) -> Segmentation:
+        if asked.hints is not None and not self._card.conditional and asked.window != "multiscale":
+            image = self._model.features(image, asked.size, asked.window)  # the solve compares them, whatever becomes of the logits
+            asked = replace(asked, size=None, window=None)
+        answer = self._model.answer(image, words, asked.size, asked.window)
+        if asked.hints is not None:
+            features = image if isinstance(image, ImageFeatures) else None
+            asked = replace(asked, seeds=asked.hints.seeds(answer.grid.image_size, question.answer_words), features=features)
+            if asked.seeds is not None and asked.seeds.tags:
+                answer = self._biased(answer, question, tag_bias(asked.seeds, question.row_answers, question.rules.count))
+        if asked.tags is not None:
+            answer = self._biased(answer, question, self._tag_prior(answer, question, words, asked.tags, asked.seeds))
+        if question.exclusive:
+            answer = self._biased(answer, question, question.exclusion(self._row_strips(answer, question)))
+        rules = question.rules
+        if question.plain and not asked.more:
+            decision = decide.from_map(self._model.label_map(answer, question.owner), rules)
         else:
-            best = self._model.label_map(answer, names.owner)
-            result[:] = np.where(best >= count, ignore_index, best)
-        return Segmentation(result, names.labels, ignore_index, kept, answer.image, self.name)
+            strips = self._strips(answer, question, asked)
+            decision = decide.decide(strips, answer.grid.image_size, rules, scores=asked.scores, confidence=asked.confidence)
+        return Segmentation(
+            decision.segmentation, question.labels, decision.ignore_index, decision.scores, answer.image, self.name,
+            confidence=decision.confidence, entropy=decision.entropy, colors=question.colors,
+        )  # fmt: skip
+
+    def _read(self, question: Question) -> tuple[Question, Any]:
+        """Let the model read the words, and warn once of labels that mean nearly the same."""
+        question, words = question.read(self._model, self._card.near)
+        if any(question.examples):
+            words = self._shown(question, words)
+        key = hash((question.words, question.owner.tobytes()))
+        if key not in self._compared:
+            if len(self._compared) >= MAX_COMPARED:
+                self._compared.clear()
+            self._compared.add(key)
+            if trouble := tell_near(question, words, self._card.near):
+                warnings.warn(trouble, UserWarning, stacklevel=3)
+        return question, words
+
+    def look(self, label: Label) -> Label:
+        """Look at the examples of a label once: it then needs the images no more, and `ovseg.save_labels` can save it.
+
+        Args:
+            label: A label whose examples are (image, mask or box). The mask is (H, W) bool; a box is (left, top, right, bottom) [px].
+
+        Raises:
+            InvalidArgumentError: If an example is no image with a region in it.
+        """
+        self._model.require_embeddings()
+        return look(label, lambda image: self.encode_image(image))
+
+    def _shown(self, question: Question, words: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Let examples speak beside the words."""
+        self._model.require_embeddings()
+        shown = []
+        for label, examples in zip(question.labels_of_rows, question.examples, strict=True):
+            key = id(examples)
+            if examples and key not in self._looked:
+                if len(self._looked) >= MAX_COMPARED:
+                    self._looked.clear()
+                self._looked[key] = (examples, self.look(Label(label, examples=examples)).examples)
+            shown.append(self._looked[key][1] if examples else ())
+        return with_shown(words, question.owner, shown, self._model.identity)
+
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self._card.activation == "none" else self._card.temperature
+
+    def _tag_prior(
+        self, answer: Answer, question: Question, words: Any, tags: Tags, seeds: Seeds | None
+    ) -> NDArray[np.float32]:
+        """Say how likely it is that each row is in the picture at all: (R,) float32 log-prior; what a person pointed at surely is."""
+        labels = question.rows - question.others
+        if tags == tagging.AUTO:
+            small = self._model.glance(answer, words)
+            prior = tagging.auto_prior(tagging.evidence(self._row_strips(small, question), question.rows), labels)
+        else:
+            answers = question.row_answers.tolist()  # a tag may be what is answered, of which a row may be only a part
+            names = [[*group, *question.labels[row : row + 1]] for row, group in zip(answers, question.groups, strict=True)]
+            prior = tagging.listed_prior(tags, names, labels)
+        if seeds is not None:
+            prior[np.isin(question.row_answers, sorted(seeds.tags | seeds.pointed_at))] = 0
+        return prior
+
+    def _biased(self, answer: Answer, question: Question, bias: NDArray[np.float32]) -> Answer:
+        """Give labels and background words a head start: (R,) float32 is added to what the softmax gets; the fast path heeds it, too."""
+        each = (bias * np.float32(self._temperature))[question.owner]
+        grid, names = similarity.with_bias(answer.grid, answer.names, answer.scale, each, self._card.activation)
+        return replace(answer, grid=grid, names=names)
+
+    def _row_strips(self, answer: Answer, question: Question) -> decide.Strips:
+        """Make the scores of all labels, then of background words; in [0, 1]."""
+        return similarity.score_strips(
+            answer.grid, answer.names, question.owner, answer.scale / self._temperature, activation=self._card.activation,
+            by_name=question.combine == "max",
+        )  # fmt: skip
+
+    def _strips(self, answer: Answer, question: Question, asked: _Asked) -> decide.Strips:
+        """Make the scores of what is answered, then of background words; in [0, 1]."""
+        strips = question.answered(self._row_strips(answer, question))
+        if not asked.dense:
+            return strips
+        dense = decide.gather(strips, question.rules.count + question.others, answer.grid.image_size)
+        if asked.seeds is not None:
+            corrected(dense, asked.seeds, answer.image, self._grid_of(asked.features))
+        if asked.refine is not None:
+            dense = self._refined(dense, answer, asked.refine)
+        return decide.cut(dense)
+
+    def _grid_of(self, features: ImageFeatures | None) -> similarity.Grid | None:
+        if features is None:
+            return None
+        corners = self._card.stride if self._card.align_corners else None
+        return similarity.Grid(features.embedding, features.image_size, features.extent, corners)
+
+    def _refined(self, scores: NDArray[np.float32], answer: Answer, method: str) -> NDArray[np.float32]:
+        """Draw scores to the edges of their image."""
+        if answer.image is None:
+            raise InvalidArgumentError("refine needs the image, and these features were made without: give them their `image`.")
+        return refine_scores(scores, answer.image, method, step=working_step(answer.grid.image_size, answer.grid.extent))
 
     @overload
     def classify(self, image: ImageList, labels: Labels, *, templates: Templates = None) -> list[Classification]: ...
@@ -244,18 +362,15 @@ class Segmenter:
         Returns:
             A `Classification` with scores that sum to 1; for a list of images a list of them.
         """
-        names = _Names.of(labels, None)
         self._model.require_embeddings()
-        text = self._model.read(names.words, self._templates(templates))
+        question, text = self._read(Question.of_labels(labels, templates, self._card))
         if isinstance(image, (list, tuple)):
-            return [self._classify_one(one, names, text) for one in image]
-        return self._classify_one(image, names, text)
+            return [self._classify_one(one, question, text) for one in image]
+        return self._classify_one(image, question, text)
 
-    def _classify_one(self, image: Images, names: _Names, text: NDArray[np.float32]) -> Classification:
-        scale = self._card.classify.get("scale", self._card.logit_scale)
-        logits = np.maximum.reduceat(scale * (text @ self._model.pooled(image)), names.starts)
-        scores = np.exp(logits - logits.max())
-        return Classification(names.labels, (scores / scores.sum()).astype(np.float32), self.name)
+    def _classify_one(self, image: Images, question: Question, text: NDArray[np.float32]) -> Classification:
+        scale = self._card.classify.get("scale", self._card.logit_scale) / self._card.temperature
+        return Classification(question.labels, question.class_scores(scale * (text @ self._model.pooled(image))), self.name)
 
     @overload
     def encode_image(
@@ -279,7 +394,8 @@ class Segmenter:
             `ImageFeatures`, to be given to `segment` and `classify` in place of the image; for a list of images a list of them.
         """
         if isinstance(image, (list, tuple)):
-            return [self._model.features(one, size, window) for one in image]
+            many: list[ImageFeatures] = self._model.features_of(image, size, window)
+            return many
         features: ImageFeatures = self._model.features(image, size, window)
         return features
 
@@ -293,51 +409,45 @@ class Segmenter:
         Returns:
             (K, D) float32, L2-normalised.
         """
-        names = _Names.of(labels, None)
         self._model.require_embeddings()
-        vectors = self._model.read(names.words, self._templates(templates))
-        return normalised(np.add.reduceat(vectors, names.starts, axis=0))
-
-    def _templates(self, templates: Templates) -> tuple[Template, ...]:
-        return parse_templates(templates, default=self._card.templates)
+        question, vectors = Question.of_labels(labels, templates, self._card).read(self._model, None)
+        return question.mean_vectors(vectors)
 
 
-class _Names:
-    """Labels and background words with their synonyms, flattened."""
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of one image beyond the words."""
 
-    def __init__(self, labels: tuple[str, ...], words: list[str], owner: NDArray[np.intp]) -> None:
-        self.labels, self.words, self.owner = labels, words, owner
+    size: int | str | None
+    window: str | None
+    refine: str | None
+    scores: bool
+    confidence: bool
+    tags: Tags | None = None
+    hints: Hints | None = None
+    seeds: Seeds | None = None
+    features: ImageFeatures | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no method before the image is looked at."""
+        if self.refine is not None:
+            check_method(self.refine)
 
     @property
-    def starts(self) -> NDArray[np.intp]:
-        """Index of the first name of each label, for `reduceat`."""
-        return np.flatnonzero(np.diff(self.owner, prepend=-1))
+    def dense(self) -> bool:
+        """Whether the scores of all pixels are needed at once."""
+        return self.refine is not None or (self.seeds is not None and len(self.seeds.pixels) > 0)
 
-    @classmethod
-    def of(cls, labels: Labels, background: Labels | None) -> _Names:
-        groups = parse_labels(labels)
-        try:
-            others = parse_labels(background) if background is not None else ()
-        except InvalidLabelsError as error:
-            raise InvalidLabelsError(f"In background: {error}") from error
-        taken = {word.casefold() for group in groups for word in group}
-        for group in others:
-            for word in group:
-                if word.casefold() in taken:
-                    raise InvalidLabelsError(f"{word!r} stands both in labels and in background. Take it out of one of them.")
-        both = (*groups, *others)
-        owner = np.repeat(np.arange(len(both)), [len(group) for group in both])
-        return cls(tuple(group[0] for group in groups), [word for group in both for word in group], owner)
+    @property
+    def more(self) -> bool:
+        """Whether more than the best label is asked for."""
+        return self.scores or self.confidence or self.dense
 
 
-def _room_for_scores(count: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    try:
-        return np.empty((count, *size), np.float32)
-    except MemoryError as error:
-        raise InvalidArgumentError(
-            f"The scores of {count} labels at {size[1]} x {size[0]} pixels take {4 * count * size[0] * size[1] / 2**30:.1f} GiB, "
-            "more than there is. Leave out scores=True, or reduce the image."
-        ) from error
+def _part(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise InvalidArgumentError(f"{name} must be a number in [0, 1] or None; got {value!r}.")
+    return float(value)
 
 
 def _shared(model: str | Path, device: str | None) -> Segmenter:
@@ -355,33 +465,13 @@ def _loaded(model: str | Path, device: str | None) -> Segmenter:
 
 @overload
 def segment(
-    image: ImageList,
-    labels: Labels,
-    *,
-    model: str | Path = DEFAULT_MODEL,
-    device: str | None = None,
-    templates: Templates = None,
-    background: Labels | None = None,
-    threshold: float | None = None,
-    size: int | str | None = None,
-    window: str | None = None,
-    scores: bool = False,
+    image: ImageList, labels: Labels, *, model: str | Path = ..., device: str | None = ..., **options: Unpack[SegmentOptions]
 ) -> list[Segmentation]: ...
 
 
 @overload
 def segment(
-    image: Images,
-    labels: Labels,
-    *,
-    model: str | Path = DEFAULT_MODEL,
-    device: str | None = None,
-    templates: Templates = None,
-    background: Labels | None = None,
-    threshold: float | None = None,
-    size: int | str | None = None,
-    window: str | None = None,
-    scores: bool = False,
+    image: Images, labels: Labels, *, model: str | Path = ..., device: str | None = ..., **options: Unpack[SegmentOptions]
 ) -> Segmentation: ...
 
 
@@ -394,9 +484,14 @@ def segment(
     templates: Templates = None,
     background: Labels | None = None,
     threshold: float | None = None,
+    margin: float | None = None,
     size: int | str | None = None,
     window: str | None = None,
+    tags: Tags | None = None,
+    hints: ImageHints = None,
+    refine: str | None = None,
     scores: bool = False,
+    confidence: bool = False,
 ) -> Segmentation | list[Segmentation]:
     """Say for every pixel of an image which of the labels it is.
 
@@ -404,22 +499,28 @@ def segment(
 
     Args:
         image: A path, URL, PIL image, bytes, array or tensor; or a list of these.
-        labels: A word, a list of words, tuples of synonyms among them, or a `Path` to a labels file.
+        labels: A word, a list of words, tuples of synonyms among them, a `Path` to a labels file, or a `Vocabulary`.
         model: A name of `list_models()`.
         device: "cpu", "cuda" or None.
         templates: Prompt templates.
-        background: Words for everything else.
+        background: Words for everything else, or "auto".
         threshold: Least score of a decided pixel.
+        margin: Least distance of the best score from the second.
         size: Size of the network's input.
         window: "whole" or "sliding".
+        tags: Labels that are in the picture, or "auto".
+        hints: What a person says about the image, or for a list of images about each.
+        refine: "guided", "crf" or "pamr": draws the scores to the edges of the image.
         scores: Whether to keep the scores.
+        confidence: Whether to keep confidence and entropy.
 
     Returns:
         A `Segmentation`; for a list of images a list of them.
     """
     return _shared(model, device).segment(
-        image, labels, templates=templates, background=background, threshold=threshold, size=size, window=window, scores=scores
-    )
+        image, labels, templates=templates, background=background, threshold=threshold, margin=margin, size=size, window=window,
+        tags=tags, hints=hints, refine=refine, scores=scores, confidence=confidence,
+    )  # fmt: skip
 
 
 @overload

@@ -10,7 +10,7 @@ left are interpolated.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,28 @@ def name_logits(grid: Grid, text: Floats, scale: float, rows: slice, columns: sl
     logits: Floats = text @ part.reshape(len(part), -1)
     logits *= np.float32(scale)
     return logits.reshape(-1, *part.shape[1:])
+
+
+def with_bias(grid: Grid, text: Floats, scale: float, bias: Floats, activation: str = "softmax") -> tuple[Grid, Floats]:
+    """Give names a head start: features and embeddings whose logits are those of `grid` and `text` plus a constant for each name.
+
+    A constant feature is interpolated to itself, so one more dimension that is 1 everywhere carries the bias through all that follows.
+
+    Args:
+        grid: The features.
+        text: (N, D) float32 embeddings of the names.
+        scale: Multiplier of the product.
+        bias: (N,) float32 finite log-prior of each name; -1e4 takes a name out.
+        activation: Where logits are scores already ("none") they are multiplied by exp(bias).
+
+    Returns:
+        The features with D + 1 dimensions and (N, D + 1) float32 embeddings.
+    """
+    if activation == "none":
+        return grid, text * np.exp(bias)[:, None]
+    one = np.ones((1, *grid.embedding.shape[1:]), np.float32)
+    wider = replace(grid, embedding=np.concatenate([grid.embedding, one]))
+    return wider, np.concatenate([text, (bias / np.float32(scale))[:, None]], axis=1, dtype=np.float32)
 
 
 def first_equal(text: Floats) -> Indices:
@@ -247,7 +269,13 @@ def upsampled(logits: Floats, rows: Axis, columns: Axis) -> Floats:
 
 
 def score_strips(
-    grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET, activation: str = "softmax"
+    grid: Grid,
+    text: Floats,
+    owner: Indices,
+    scale: float,
+    budget: int = DEFAULT_BUDGET,
+    activation: str = "softmax",
+    by_name: bool = False,
 ) -> Iterator[tuple[slice, Floats]]:
     """Yield the scores of labels, strip by strip.
 
@@ -260,9 +288,10 @@ def score_strips(
         scale: Multiplier of the cosine.
         budget: Bytes of working memory; a strip has at least one row of pixels, whatever it needs.
         activation: "softmax" over the labels, "sigmoid" of each, or "none" where the logits are scores already.
+        by_name: Whether the names get scores first, and a label the largest of its names', in place of the largest logit.
 
     Yields:
-        Image rows and their (K, rows, W) float32 scores; after "softmax" they sum to 1 over the K labels.
+        Image rows and their (K, rows, W) float32 scores; after "softmax" they sum to 1 over the K labels, or over all names.
     """
     rows, columns = grid.axes
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -275,11 +304,13 @@ def score_strips(
     for down, cells_down, y in rows.parts(max(2, cells), max(1, pixels)):
         logits = name_logits(grid, text, scale, cells_down, slice(None))
         logits[again] = logits[first[again]]
-        logits = np.maximum.reduceat(upsampled(logits, y, columns), starts, axis=0)
+        logits = upsampled(logits, y, columns)
+        if not by_name:
+            logits = np.maximum.reduceat(logits, starts, axis=0)
         if activation == "softmax":
             logits -= logits.max(0)
             np.exp(logits, out=logits)
             logits /= logits.sum(0)
         elif activation == "sigmoid":
             logits = 0.5 * (1 + np.tanh(0.5 * logits))  # 1 / (1 + exp(-x)) without overflow
-        yield down, logits
+        yield down, np.maximum.reduceat(logits, starts, axis=0) if by_name else logits

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+GAUSSIAN_PART = 8.0
+"""Standard deviations in the length of a window."""
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -23,11 +26,29 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _ramp(cells: int) -> Floats:
-    """Weights that fall linearly from the middle of a window to its borders, never to 0: (cells,) float32."""
-    position = np.arange(cells) + 0.5
-    ramp: Floats = np.minimum(position, cells - position).astype(np.float32)
-    return ramp
+def axis_weights(starts: Sequence[int], window: int, even: bool = False) -> Floats:
+    """Say how much each window on an axis counts in each of its cells; in every cell that windows cover, the weights sum to 1.
+
+    A window weighs its cells by a Gaussian around its middle with a standard deviation of an eighth of the window, as nnU-Net does
+    (Isensee et al., Nature Methods 2021). From one window to its neighbour the weight then passes over smoothly, well inside the
+    overlap, and near the border of a window, where a network lacks context, another window speaks.
+
+    Args:
+        starts: (N,) first cell of each window, not decreasing.
+        window: Cells of a window.
+        even: Whether all windows that see a cell count the same there.
+
+    Returns:
+        (N, window) float32 in (0, 1].
+    """
+    if even:
+        shape = np.ones(window)
+    else:
+        shape = np.exp(-0.5 * ((np.arange(window) + 0.5 - window / 2) / (window / GAUSSIAN_PART)) ** 2)
+    place = np.asarray(starts)[:, None] + np.arange(window)
+    weights = np.tile(shape, (len(place), 1))
+    weights /= np.bincount(place.ravel(), weights.ravel())[place]
+    return weights.astype(np.float32)
 
 
 def windows(size: tuple[int, int], window: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -56,16 +77,18 @@ def encode_windows(
         cell: Input pixels per cell of the feature grid.
         batch: Windows encoded together.
         even: Whether all cells of a window weigh the same, as in the published evaluations of sliding windows; otherwise those in its
-            middle weigh most, which leaves no seams.
+            middle weigh most (`axis_weights`), which leaves no seams.
 
     Returns:
         (D, H / cell, W / cell) float32, L2-normalised over D.
     """
     height, width = pixel_values.shape[2:]
     tall, wide = min(window, height), min(window, width)
+    rows, columns = (
+        dict(zip(starts, axis_weights([start // cell for start in starts], side // cell, even), strict=True))
+        for starts, side in ((window_starts(height, window, stride), tall), (window_starts(width, window, stride), wide))
+    )
     places = list(windows((height, width), window, stride))
-    shape = (tall // cell, wide // cell)
-    weight = np.ones(shape, np.float32) if even else _ramp(shape[0])[:, None] * _ramp(shape[1])[None]
     total: Floats | None = None
     for start in range(0, len(places), batch):
         part = places[start : start + batch]
@@ -73,9 +96,8 @@ def encode_windows(
         for (top, left), features in zip(part, encode(np.ascontiguousarray(cut)), strict=True):
             if total is None:
                 total = np.zeros((len(features), height // cell, width // cell), np.float32)
-            rows = slice(top // cell, (top + tall) // cell)
-            columns = slice(left // cell, (left + wide) // cell)
-            total[:, rows, columns] += features * weight
+            part_of_total = total[:, top // cell : (top + tall) // cell, left // cell : (left + wide) // cell]
+            part_of_total += features * rows[top][:, None] * columns[left]
     if total is None:
         raise ValueError("an image has at least one window")
     total /= np.maximum(np.linalg.norm(total, axis=0), 1e-12)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ CLASSIFY_SIZE = 224
 """Short side of the image for classification by the mean feature [px], at most: things are seen whole."""
 PROMPTS_AT_ONCE = 32
 """Prompts that a conditional network answers together."""
+BATCH = 8
+"""Windows that a GPU encodes together."""
 PAIRWISE = ("naclip", "proxyclip", "radseg")
 """Read-outs that hold a matrix of all pairs of cells."""
 MAX_PAIR_BYTES = 4 << 30
@@ -94,6 +96,11 @@ class _Looker:
                 f"{self.card.name!r} has no embeddings: it answers label by label. Use segment(), or a model with two towers."
             )
 
+    def glance(self, answer: Answer, names: Any) -> Answer:
+        """Give an answer's logits cell by cell, without upsampling; towers look once more, at the image in small."""
+        rows, columns = (max(1, round(cells)) for cells in answer.grid.extent)
+        return replace(answer, grid=replace(answer.grid, image_size=(rows, columns)))
+
     def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
         """Find the best label of every pixel."""
         return label_map(answer.grid, answer.names, owner, answer.scale)
@@ -146,6 +153,12 @@ class TwoTowers(_Looker):
         grid = self._grid(self._logits(grid, names), features.image_size, features.extent)
         return Answer(grid, np.eye(len(names), dtype=np.float32), 1.0, features.image)
 
+    def glance(self, answer: Answer, names: Floats) -> Answer:
+        """Answer once more with features in which things are seen whole, if there is an image to see."""
+        if answer.image is not None:
+            answer = self.answer(self.coarse(answer.image), names, None, None)
+        return super().glance(answer, names)
+
     def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
         """Find the best label of every pixel; on the GPU where the features come from there."""
         if isinstance(self._runtime, OnDevice) and self._runtime.name == "torch:cuda":
@@ -189,13 +202,13 @@ class TwoTowers(_Looker):
             vector: Floats = encode(self._preprocess.fitted(pixels, fit["size"], fit["fit"], fit.get("resample")))[0]
             _check_finite(vector, self.card.name)
         else:
-            features = image if isinstance(image, ImageFeatures) else self._coarse(image)
+            features = image if isinstance(image, ImageFeatures) else self.coarse(image)
             rows, columns = (max(1, round(cells)) for cells in features.extent)
             vector = features.embedding[:, :rows, :columns].mean((1, 2))
         vector = vector / np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         return vector
 
-    def _coarse(self, image: ImageInput) -> ImageFeatures:
+    def coarse(self, image: ImageInput) -> ImageFeatures:
         """Compute features in which things are seen whole."""
         pixels, side = self._pixels(image), CLASSIFY_SIZE
         small = replace(self._preprocess, short_side=side, max_area=8 * side * side)
@@ -226,10 +239,45 @@ class TwoTowers(_Looker):
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
         return self._encode(pixels, fitted, window == "sliding" or (window is None and bool(self.card.window)))
 
+    @property
+    def _batch(self) -> int:
+        """How many windows to encode together: on a CPU that gains nothing and takes memory."""
+        return 1 if self._runtime.name.endswith(":cpu") else BATCH
+
+    def features_of(self, images: Sequence[ImageInput], size: int | str | None, window: str | None) -> list[ImageFeatures]:
+        """Compute the features of many images; those of one size that are seen whole go through the network together on a GPU."""
+        if window != "whole" or self._batch == 1 or any(isinstance(one, ImageFeatures) for one in images):
+            return [self.features(one, size, window) for one in images]
+        found: list[ImageFeatures] = []
+        pixels = [self._pixels(one) for one in images]
+        while len(found) < len(pixels):
+            first = pixels[len(found)]
+            part = list(takewhile(lambda one: one.shape == first.shape, pixels[len(found) : len(found) + self._batch]))  # noqa: B023
+            fitted = self._preprocess.input_size(first.shape[:2], size)
+            self._check_size(fitted, False)
+            together = self._runtime.encode_image(np.concatenate([self._preprocess.pixel_values(one, fitted) for one in part]))
+            found += [self._checked(embedding, one, fitted) for embedding, one in zip(together, part, strict=True)]
+        return found
+
     def _encode(self, pixels: NDArray[np.uint8], fitted: tuple[int, int], sliding: bool) -> ImageFeatures:
         """Compute features of (H, W, 3) uint8 pixels, resized to `fitted`."""
+        self._check_size(fitted, sliding)
+        values = self._preprocess.pixel_values(pixels, fitted)
+        if sliding:
+            (side, step), even = self._windows(), bool(self.card.window)
+            embedding = encode_windows(values, self._runtime.encode_image, side, step, self.card.stride, self._batch, even)
+        else:
+            embedding = self._runtime.encode_image(values)[0]
+        return self._checked(embedding, pixels, fitted)
+
+    def _cells(self, fitted: tuple[int, int]) -> tuple[int, int]:
         multiple, stride = self._preprocess.multiple, self.card.stride
-        cells = tuple(-(-side // multiple) * multiple // stride for side in fitted)
+        rows, columns = (-(-side // multiple) * multiple // stride for side in fitted)
+        return rows, columns
+
+    def _check_size(self, fitted: tuple[int, int], sliding: bool) -> None:
+        """Refuse an input whose features would take too much memory."""
+        cells = self._cells(fitted)
         need = 4 * self.card.embed_dim * cells[0] * cells[1]
         if need > MAX_FEATURE_BYTES:
             raise InvalidArgumentError(
@@ -241,12 +289,10 @@ class TwoTowers(_Looker):
                 f"{self.identity!r} compares all {cells[0] * cells[1]} cells with each other, more than {MAX_PAIR_BYTES >> 30} GiB of "
                 "numbers. Choose a smaller size, or window='sliding'."
             )
-        values = self._preprocess.pixel_values(pixels, fitted)
-        if sliding:
-            side, step = self._windows()
-            embedding = encode_windows(values, self._runtime.encode_image, side, step, stride, even=bool(self.card.window))
-        else:
-            embedding = self._runtime.encode_image(values)[0]
+
+    def _checked(self, embedding: Floats, pixels: NDArray[np.uint8], fitted: tuple[int, int]) -> ImageFeatures:
+        """Make (D, h, w) float32 that the network gave for an image into its features, if they are what the card promises."""
+        cells = self._cells(fitted)
         if embedding.shape != (self.card.embed_dim, *cells):
             raise WeightsError(
                 f"{self.card.name!r} gives features of shape {embedding.shape} where its card promises {(self.card.embed_dim, *cells)}: "
@@ -320,5 +366,9 @@ class Conditional(_Looker):
         return total / np.bincount(owner).astype(np.float32)[:, None, None]
 
     def features(self, image: ImageInput | ImageFeatures, size: int | str | None, window: str | None) -> None:
+        """Refuse: there are none."""
+        self.require_embeddings()
+
+    def features_of(self, images: Sequence[ImageInput], size: int | str | None, window: str | None) -> None:
         """Refuse: there are none."""
         self.require_embeddings()

@@ -1,424 +1,418 @@
-"""Labels, synonyms and prompt templates: from what a user types to the prompts of each label.
+"""Vocabularies: labels and the rules between them, from what a user types or a file says.
 
-`parse_labels` turns any accepted form of labels into one, `parse_templates` does so for templates,
-and `build_prompts` puts a word into templates.
+`parse_labels` turns any accepted form of labels into the words of each.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import os
 import re
-import reprlib
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias
 
-from ovseg.articles import indefinite_article, split_article
-from ovseg.errors import InvalidLabelsError
-from ovseg.templates import TEMPLATE_ALIASES, TEMPLATE_SETS, TemplateSet
+from ovseg.errors import InvalidLabelsError, OutputError
+from ovseg.labels import Label, check_labels, label_entries
+from ovseg.prompts import (
+    MAX_LABEL_LENGTH,
+    MAX_LABELS,
+    Template,
+    Templates,
+    build_prompts,
+    clean_label,
+    fold,
+    list_items,
+    parse_templates,
+    show,
+)
+from ovseg.templates import TEMPLATE_SETS, TemplateSet
+from ovseg.vocabulary_files import format_document, format_lines, is_document, read_document, read_lines
+from ovseg.vocabulary_rules import parse_exclusive, parse_priorities
 
 __all__ = [
-    "MAX_LABELS",
-    "MAX_LABEL_LENGTH",
-    "TEMPLATE_SETS",
-    "Labels",
-    "Template",
-    "TemplateSet",
-    "Templates",
-    "build_prompts",
-    "clean_label",
-    "parse_labels",
-    "parse_templates",
-    "read_labels",
-]
+    "MAX_LABELS", "MAX_LABEL_LENGTH", "TEMPLATE_SETS", "Label", "Labels", "Template", "TemplateSet", "Templates", "Vocabulary",
+    "build_prompts", "clean_label", "parse_labels", "parse_templates", "read_labels",
+]  # fmt: skip
 
-Labels: TypeAlias = str | os.PathLike[str] | Iterable[str | Iterable[str]]
-"""One label; a path to a labels file; or labels, each a word or a sequence of synonyms."""
+Labels: TypeAlias = "Vocabulary | Label | str | os.PathLike[str] | Iterable[str | Label | Iterable[str]]"
+"""One label; a path to a labels file; labels, each a word, a sequence of synonyms or a `Label`; or a `Vocabulary`."""
 
-Template: TypeAlias = str | Callable[[str], str]
-"""A text with one "{}", or a function from a label to a prompt."""
+AUTO = "auto"
+COMBINE = ("best", "max", "mean")
 
-Templates: TypeAlias = Template | TemplateSet | Iterable[Template | TemplateSet] | None
-"""A template, the name of a template set, several of these, or None for the default."""
 
-MAX_LABELS = 65_535  # indices 0..65534 fit uint16, whose 65535 is the ignore_index
-MAX_LABEL_LENGTH = 1_000  # characters; text towers read 64 or 77 tokens
-_MAX_FILE_SIZE = 16 * 2**20  # bytes
+@dataclass(frozen=True, init=False, repr=False)
+class Vocabulary:
+    """Labels and the rules between them; accepted wherever labels are.
 
-_JOINERS = "\u200c\u200d"  # invisible, but Persian words and many emoji are spelled with them
+    Attributes:
+        labels: The labels.
+        background: Words for everything else, a tuple of synonyms each; "auto" for a list of the model's; None for what `segment` is told.
+        combine: How the synonyms of a label speak for it. "best": its logit is the largest of its words' logits, and the scores of the
+            labels sum to 1. "max": the softmax is over all words, and its score is the largest of its words'; the map is the same, but
+            a synonym takes score away from the others (the rule of SCLIP). "mean": its embedding is the mean of its words'.
+        priorities: (winner, loser, ratio): where the loser is best, the winner is answered if it scores at least `ratio` times as much.
+        exclusive: Groups of labels of which an image holds one at most: the one with the greatest sum of scores over the image stays,
+            the others are taken out as if they had not been asked.
+        level: Which level of the hierarchy is answered; see `at`. None for the labels as they are listed.
 
-# Words after which a label may keep its own article: "a satellite photo of the sky".
-_ARTICLE_FITS = re.compile(
-    r"(?:^|[^\w\s'’-]|\b(?:and|are|at|by|from|in|is|like|near|of|on|or|with|\w+ing))\s*$",
-    re.IGNORECASE,
-)
-_TRAILING_ARTICLE = re.compile(r"(?<![\w'’-])(a|an|the)(\s+[\"'“‘(\[]*)$", re.IGNORECASE)
+    Args:
+        labels: Anything that `Segmenter.segment` takes as labels.
+        background: As above; a word or a list of words.
+        combine: As above.
+        priorities: Texts like "curb > sidewalk > road", or tuples (winner, loser) or (winner, loser, ratio); the ratio is in (0, 1]
+            and 0.5 where none is given.
+        exclusive: Sequences of names of labels or groups.
+        level: As above.
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 80
+    Raises:
+        InvalidLabelsError: If labels are blank, double or too many, or a rule names what is not there or goes in a circle.
+    """
+
+    labels: tuple[Label, ...]
+    background: tuple[tuple[str, ...], ...] | str | None = None
+    combine: str = "best"
+    priorities: tuple[tuple[str, str, float], ...] = ()
+    exclusive: tuple[tuple[str, ...], ...] = ()
+    level: int | None = None
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        background: Labels | None = None,
+        combine: str = "best",
+        priorities: Iterable[str | Sequence[Any]] = (),
+        exclusive: Iterable[Iterable[str]] = (),
+        level: int | None = None,
+    ) -> None:
+        if combine not in COMBINE:
+            raise InvalidLabelsError(f"combine must be one of {', '.join(COMBINE)}; got {show(combine)}.")
+        if level is not None and (isinstance(level, bool) or not isinstance(level, int) or level < 0):
+            raise InvalidLabelsError(f"level must be a whole number from 0, the roots, or None; got {show(level)}.")
+        values = {
+            "labels": parse_entries(labels),
+            "background": background if background is None or background == AUTO else parse_background(background),
+            "combine": combine,
+            "level": level,
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+        priorities = [priorities] if isinstance(priorities, str) else list_items(priorities, "priorities", "a sequence of rules")
+        exclusive = list_items(exclusive, "exclusive", "a sequence of groups of names")
+        families = any(label.parent is not None for label in self.labels)
+        known = self._known_names() if families or priorities or exclusive else {}
+        object.__setattr__(self, "priorities", parse_priorities(priorities, known))
+        object.__setattr__(self, "exclusive", parse_exclusive(exclusive, known))
+
+    @classmethod
+    def of(cls, labels: Labels) -> Vocabulary:
+        """Make a vocabulary of anything that `Segmenter.segment` takes as labels; of a vocabulary itself."""
+        if isinstance(labels, Vocabulary):
+            return labels
+        return cls.load(labels) if isinstance(labels, os.PathLike) else cls(labels)
+
+    # ------------------------------------------------------------------------------------------------------------ levels
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that are answered, at the level that is asked."""
+        return tuple(name for name, _ in self.answers())
+
+    def __len__(self) -> int:
+        """Count the names that are answered."""
+        return len(self.answers())
+
+    def answers(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return what is answered: names, each with the indices of the labels whose scores it sums up."""
+        return self._answers
+
+    @cached_property
+    def _answers(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        if self.level is None:
+            return tuple((label.name, (index,)) for index, label in enumerate(self.labels))
+        found: dict[str, list[int]] = {}
+        for index, line in enumerate(self._lines):
+            found.setdefault(line[min(self.level, len(line) - 1)], []).append(index)
+        return tuple((name, tuple(members)) for name, members in found.items())
+
+    def at(self, level: int | None) -> Vocabulary:
+        """Return the same vocabulary, answered at another level of its hierarchy.
+
+        The score of a group is the sum of the scores of all labels below it, and of its own words' if it is a label itself.
+
+        Args:
+            level: 0 for the groups at the top, 1 for what is right below, ...; labels that are higher up answer for themselves. None
+                for all labels as they are listed.
+        """
+        return replace(self, level=level)
+
+    def members(self, name: str) -> tuple[int, ...]:
+        """Return the indices of the labels that a label or group stands for: itself and all below it."""
+        return tuple(index for index, line in enumerate(self._lines) if name in line)
+
+    @cached_property
+    def kin(self) -> frozenset[tuple[int, int]]:
+        """Pairs of indices of labels, the first smaller, of which one is an ancestor of the other."""
+        if all(label.parent is None for label in self.labels):
+            return frozenset()
+        place = {label.name: index for index, label in enumerate(self.labels)}
+        pairs = [(place[name], index) for index, line in enumerate(self._lines) for name in line[:-1] if name in place]
+        return frozenset((min(pair), max(pair)) for pair in pairs)
+
+    @cached_property
+    def _lines(self) -> tuple[tuple[str, ...], ...]:
+        """Name for each label its ancestors from the top, then itself."""
+        own = {fold(label.name): label for label in self.labels}
+        names = self._known_names()
+        lines = []
+        for label in self.labels:
+            line = [label.name]
+            above = label.parent
+            while above is not None:
+                line.append(names[fold(above)])
+                above = own[fold(above)].parent if fold(above) in own else None
+            lines.append(tuple(line[::-1]))
+        return tuple(lines)
+
+    def _known_names(self) -> dict[str, str]:
+        """Map folded names of labels and groups to how they are written first; refuse impossible families."""
+        names = {fold(label.name): label.name for label in self.labels}
+        parents = {fold(label.name): fold(label.parent) for label in self.labels if label.parent is not None}
+        if not parents:
+            return names
+        synonyms = {fold(word): label for label in self.labels for word in label.synonyms}
+        for label in self.labels:
+            if label.parent is None:
+                continue
+            if fold(label.parent) in synonyms:
+                other = synonyms[fold(label.parent)]
+                raise InvalidLabelsError(f"The parent of {label.name!r} is {label.parent!r}, a synonym: name {other.name!r}.")
+            names.setdefault(fold(label.parent), label.parent)
+            path = [fold(label.name)]
+            while path[-1] in parents:
+                path.append(parents[path[-1]])
+                if path[-1] in path[:-1]:
+                    raise InvalidLabelsError(f"Parents go in a circle: {' < '.join(names.get(key, key) for key in path)}.")
+        return names
+
+    # ------------------------------------------------------------------------------------------------------------- files
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, background_line: bool = False) -> Vocabulary:
+        """Read a vocabulary from a file.
+
+        Args:
+            path: A .yaml, .yml or .json file that `save` wrote or that looks alike; any other suffix is a text file with one label a
+                line, synonyms after ";" or ",", as SCLIP, ClearCLIP, ProxyCLIP and many others publish them, or a table as LSeg's.
+            background_line: Whether the first line of a text file lists what is background, as in the files of SCLIP and ProxyCLIP
+                for VOC21 and COCO-Object. Words of it that are labels, too, are labels.
+
+        Raises:
+            InvalidLabelsError: If the file cannot be read, or is no vocabulary.
+            MissingDependencyError: If it is YAML, and pyyaml is not installed.
+        """
+        shown = os.fsdecode(path)
+        if is_document(path):
+            if background_line:
+                raise InvalidLabelsError(f"background_line is for text files; {shown!r} has a key `background`.")
+            return cls.from_document(read_document(path), origin=f"The vocabulary {shown!r}")
+        entries = read_lines(path)
+        background: tuple[str, ...] = ()
+        if background_line and entries:
+            where, words = entries.pop(0)
+            (background,) = check_labels([(where, words)])
+        parsed = check_labels(entries, empty=f"The labels file {shown!r} has no labels.")
+        if background:
+            taken = {fold(word) for words in parsed for word in words}
+            background = tuple(word for word in background if fold(word) not in taken)
+        return cls(parsed, background=[(word,) for word in background] or None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary to a .yaml, .yml, .json or .txt file, complete or not at all, which `load` reads back equal.
+
+        Raises:
+            OutputError: If the file cannot be written, or the suffix cannot hold the vocabulary: a .txt holds words alone, and no file
+                holds functions as templates, or examples.
+            MissingDependencyError: If it is YAML, and pyyaml is not installed.
+        """
+        from ovseg.output.files import write_atomically
+
+        name = os.path.expanduser(os.fsdecode(path))
+        suffix = os.path.splitext(name)[1].lower()
+        if is_document(name):
+            text = format_document(self.to_document(), name)
+        elif suffix == ".txt":
+            if self != Vocabulary([label.words for label in self.labels]):
+                raise OutputError(f"A text file holds words alone, and this vocabulary says more. Save {name!r} as .yaml or .json.")
+            text = format_lines(tuple(label.words for label in self.labels), name)
+        else:
+            raise OutputError(f"Cannot save {name!r}: expected a name in .yaml, .yml, .json or .txt; got {suffix or 'no suffix'}.")
+        with write_atomically(name) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def named(cls, name: str) -> Vocabulary:
+        """Return the classes of a benchmark: a name of `ovseg.class_lists.CLASS_LISTS` ("cityscapes", "ade20k", ...).
+
+        Raises:
+            InvalidLabelsError: If there is none of that name; the message names them all.
+        """
+        from ovseg.class_lists import CLASS_LISTS
+
+        key = re.sub(r"[\s_]+", "-", str(name).strip().casefold())
+        if key not in CLASS_LISTS:
+            raise InvalidLabelsError(f"No class list is named {show(name)}. There are: {', '.join(CLASS_LISTS)}.")
+        return cls.from_document({"labels": CLASS_LISTS[key]}, origin=key)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the vocabulary as JSON and YAML have it: what `load` reads, without defaults.
+
+        Raises:
+            OutputError: If a template is a function, or a label has examples.
+        """
+        document: dict[str, Any] = {"labels": [_label_document(label) for label in self.labels]}
+        if self.background is not None:
+            document["background"] = AUTO if isinstance(self.background, str) else [_shortest(words) for words in self.background]
+        if self.combine != "best":
+            document["combine"] = self.combine
+        if self.priorities:
+            document["priorities"] = [list(rule) for rule in self.priorities]
+        if self.exclusive:
+            document["exclusive"] = [list(group) for group in self.exclusive]
+        if self.level is not None:
+            document["level"] = self.level
+        return document
+
+    @classmethod
+    def from_document(cls, document: Any, origin: str = "The vocabulary") -> Vocabulary:
+        """Read what `to_document` returns; a list alone stands for {"labels": list}.
+
+        Raises:
+            InvalidLabelsError: If it is something else.
+        """
+        if isinstance(document, list):
+            document = {"labels": document}
+        if not isinstance(document, Mapping) or "labels" not in document:
+            raise InvalidLabelsError(f"{origin} must have a key `labels` with a list of labels, or be such a list; got {show(document)}.")
+        _check_keys(document, ("labels", "background", "combine", "priorities", "exclusive", "level"), origin)
+        labels = document["labels"]
+        if not isinstance(labels, list):
+            raise InvalidLabelsError(f"{origin}: `labels` must be a list; got {show(labels)}.")
+        try:
+            return cls(
+                [_read_label(entry, f"labels[{index}]") for index, entry in enumerate(labels)],
+                background=document.get("background"),
+                combine=document.get("combine", "best"),
+                priorities=document.get("priorities") or (),
+                exclusive=document.get("exclusive") or (),
+                level=document.get("level"),
+            )
+        except InvalidLabelsError as error:
+            raise InvalidLabelsError(f"{origin}: {error}") from error
+
+    def __repr__(self) -> str:
+        """Name the first labels, and the rules."""
+        shown = ", ".join(repr(name) for name in self.names[:8]) + (f", ... ({len(self)})" if len(self) > 8 else "")
+        rules = [f"{key}={getattr(self, key)!r}" for key in ("background", "level") if getattr(self, key) is not None]
+        rules += [f"combine={self.combine!r}"] if self.combine != "best" else []
+        rules += [f"{len(rows)} {key}" for key in ("priorities", "exclusive") if (rows := getattr(self, key))]
+        return f"<Vocabulary {', '.join([shown, *rules])}>"
 
 
 def parse_labels(labels: Labels) -> tuple[tuple[str, ...], ...]:
-    """Clean and check labels.
+    """Clean and check labels, and return their words.
 
-    A str is one label, commas and all. In a sequence every item is one label: a word, or a sequence
-    of synonyms whose first is the name that results display. Words are cleaned by `clean_label`;
-    a synonym repeated within its label is dropped.
+    A str is one label, commas and all. In a sequence every item is one label: a word, a sequence of synonyms whose first is the name that
+    results display, or a `Label`. Words are cleaned by `clean_label`; a synonym repeated within its label is dropped.
 
     Args:
-        labels: One word, a path to a labels file (see `read_labels`), or a sequence of words and
-            of sequences of synonyms.
+        labels: One word, a path to a labels file (see `read_labels`), a sequence of words, of sequences of synonyms and of `Label`s, or
+            a `Vocabulary`.
 
     Returns:
         One tuple per label in the order given: the displayed name, then its synonyms.
 
     Raises:
-        InvalidLabelsError: There are no labels or more than 65,535, one is blank, too long or no
-            text, or two labels share a word (upper and lower case count as the same).
+        InvalidLabelsError: There are no labels or more than 65,535, one is blank, too long or no text, or two labels share a word
+            (upper and lower case count as the same).
     """
-    if isinstance(labels, str):
-        return _check_labels([("labels", [labels])])
+    if isinstance(labels, Vocabulary):
+        return tuple(label.words for label in labels.labels)
     if isinstance(labels, os.PathLike):
         return read_labels(labels)
-    groups: list[tuple[str, list[Any]]] = []
-    for i, entry in enumerate(_items(labels, "labels", "a label or a sequence of labels")):
-        where = f"labels[{i}]"
-        if isinstance(entry, str):
-            groups.append((where, [entry]))
-        else:
-            groups.append((where, _items(entry, where, "a word or a sequence of synonyms")))
-    return _check_labels(groups)
+    return check_labels(label_entries(labels))
+
+
+def parse_entries(labels: Labels) -> tuple[Label, ...]:
+    """Do as `parse_labels`, but return `Label`s."""
+    if isinstance(labels, Vocabulary):
+        return labels.labels
+    if isinstance(labels, os.PathLike):
+        return Vocabulary.load(labels).labels
+    if not isinstance(labels, (str, Label)):
+        labels = list_items(labels, "labels", "a label or a sequence of labels")
+    parsed = check_labels(label_entries(labels))
+    given = [labels] if isinstance(labels, (str, Label)) else list(labels)
+    return tuple(entry if isinstance(entry, Label) else Label.plain(words) for entry, words in zip(given, parsed, strict=True))
+
+
+def parse_background(background: Labels) -> tuple[tuple[str, ...], ...]:
+    """Do as `parse_labels` for background words."""
+    try:
+        return parse_labels(background)
+    except InvalidLabelsError as error:
+        raise InvalidLabelsError(f"In background: {error}") from error
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], ...]:
-    """Read labels from a UTF-8 text file with one label per line.
-
-    Blank lines and lines that begin with "#" are skipped. Synonyms share a line: a line that has a
-    ";" is split there and nowhere else, any other line at its commas. A name with a comma is thus
-    written with a semicolon at the end: "Bonaire, Saint Eustatius and Saba;".
+    """Read the words of a labels file, whatever else it says.
 
     Args:
-        path: The file.
+        path: The file; see `Vocabulary.load`.
 
     Returns:
         The same as `parse_labels`.
 
     Raises:
-        InvalidLabelsError: The file cannot be read, is no UTF-8 text or is larger than 16 MiB, or
-            its labels are invalid.
+        InvalidLabelsError: The file cannot be read, is no UTF-8 text or is larger than 16 MiB, or its labels are invalid.
     """
-    shown = os.fsdecode(path)
-    try:
-        with Path(shown).open("rb") as file:
-            data = file.read(_MAX_FILE_SIZE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidLabelsError(
-            f"Cannot read the labels file {shown!r}: {reason}. A labels file is a text file with "
-            "one label per line."
-        ) from error
-    if len(data) > _MAX_FILE_SIZE:
-        raise InvalidLabelsError(
-            f"The labels file {shown!r} is larger than {_MAX_FILE_SIZE // 2**20} MiB. A labels "
-            "file is a text file with one label per line; is this another file?"
-        )
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InvalidLabelsError(f"The labels file {shown!r} is UTF-16 text. Save it as UTF-8.")
-    if b"\0" in data:
-        raise InvalidLabelsError(
-            f"The labels file {shown!r} is a binary file. A labels file is a UTF-8 text file with "
-            "one label per line."
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidLabelsError(
-            f"The labels file {shown!r} is not UTF-8 text (line {line}, byte "
-            f"0x{data[error.start]:02x}). Save it as UTF-8."
-        ) from error
-
-    groups: list[tuple[str, list[Any]]] = []
-    for number, line_text in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-        line_text = line_text.strip()
-        if not line_text or line_text.startswith("#"):
-            continue
-        separator = ";" if ";" in line_text else ","
-        words = [word for word in line_text.split(separator) if word.strip()]
-        groups.append((f"line {number} of {shown!r}", words))
-    return _check_labels(groups, empty=f"The labels file {shown!r} has no labels.")
+    return parse_labels(Vocabulary.load(path))
 
 
-def clean_label(text: str) -> str:
-    """Clean a label for display and for prompts.
-
-    Underscores become spaces, control and other invisible characters go, the text is brought to
-    Unicode form NFC, and whitespace is stripped and collapsed. Case and punctuation stay, and so
-    does what tells two meanings apart: "crane (bird)".
-
-    Args:
-        text: A label.
-
-    Returns:
-        The cleaned label; blank if nothing visible is left.
-    """
-    text = str(text).replace("_", " ")
-    if not text.isprintable():
-        text = "".join(c for c in text if c.isspace() or c in _JOINERS or not _is_control(c))
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def _shortest(words: tuple[str, ...]) -> str | list[str]:
+    return words[0] if len(words) == 1 else list(words)
 
 
-def parse_templates(templates: Templates, *, default: Templates = "none") -> tuple[Template, ...]:
-    """Resolve the names of template sets and check templates.
-
-    A str that holds "{}" is a template, any other str the name of a template set (upper and lower
-    case, spaces, "_" and "-" count as the same). A template has exactly one "{}" and no other
-    brace; a prompt with braces needs a function.
-
-    Args:
-        templates: A template, the name of a template set, or a sequence that mixes them. None
-            stands for `default`.
-        default: What the caller uses where the user asked for nothing, such as the model's own set.
-
-    Returns:
-        The templates in the order given, without repetitions.
-
-    Raises:
-        InvalidLabelsError: There are no templates, or one is neither a template nor the name of a
-            template set.
-    """
-    if templates is None:
-        templates = "none" if default is None else default
-    if isinstance(templates, str | TemplateSet) or callable(templates):
-        templates = (templates,)
-    found: dict[str | int, Template] = {}  # functions may be unhashable, so they go by identity
-    kinds = "a template, the name of a template set, a function, or a sequence of these"
-    for i, item in enumerate(_items(templates, "templates", kinds)):
-        if isinstance(item, TemplateSet):
-            found.update((text, text) for text in item.templates)
-        elif isinstance(item, str):
-            found.update((text, text) for text in _resolve_template(str(item)))
-        elif callable(item):
-            found[id(item)] = item
-        else:
-            raise InvalidLabelsError(
-                f"templates[{i}] must be a template, the name of a template set or a function from "
-                f"a label to a prompt; got {_show(item)}."
-            )
-    if not found:
-        raise InvalidLabelsError(
-            'templates is empty. Pass "none" to use labels as they are, or None for the default.'
-        )
-    return tuple(found.values())
+def _label_document(label: Label) -> Any:
+    if label.examples:
+        raise OutputError(f"The label {label.name!r} has examples, which no file of a vocabulary holds.")
+    said: dict[str, Any] = {}
+    if label.color is not None:
+        said["color"] = f"#{bytes(label.color).hex()}"
+    if label.templates is not None:
+        if any(not isinstance(template, str) for template in label.templates):
+            raise OutputError(f"A template of the label {label.name!r} is a function, which no file holds. Write it as a text with {{}}.")
+        said["templates"] = list(label.templates)
+    for key in ("threshold", "parent"):
+        if getattr(label, key) is not None:
+            said[key] = getattr(label, key)
+    if not said:
+        return _shortest(label.words)
+    return {"name": label.name, **({"synonyms": list(label.synonyms)} if label.synonyms else {}), **said}
 
 
-def build_prompts(name: str, templates: Templates = None) -> tuple[str, ...]:
-    """Put a word into templates.
-
-    An article right before the "{}" of a template agrees with the word: "a photo of an apple.". An
-    article that the word brings along is not doubled: where the template has one the two become
-    one, and "the" wins over "a"; elsewhere the word keeps its own only where one can stand, as in
-    "a photo of the sky.", but "a plastic dog.". All else stays as published, so mass nouns and
-    plurals keep the article ("a photo of a grass."). A function gets the word as it is and its
-    prompt is left alone: `[text.format for text in TEMPLATE_SETS["imagenet"].templates]` gives the
-    published prompts without agreement ("a photo of a apple.").
-
-    Args:
-        name: A label or a synonym. It is cleaned by `clean_label`.
-        templates: Anything that `parse_templates` accepts.
-
-    Returns:
-        The prompts in the order of the templates, without repetitions.
-
-    Raises:
-        InvalidLabelsError: The word is blank, a template is invalid, or a function gave no text.
-    """
-    name = _check_word(name, "The label")
-    own, noun = split_article(name)
-    indefinite = indefinite_article(noun)
-    prompts: dict[str, None] = {}
-    for template in parse_templates(templates):
-        if isinstance(template, str):
-            prompts[_split_template(template).fill(name, own, noun, indefinite)] = None
-            continue
-        prompt = template(name)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidLabelsError(
-                f"The template function {_show(template)} must return a prompt that is not blank; "
-                f"it returned {_show(prompt)} for the label {name!r}."
-            )
-        prompts[str(prompt)] = None
-    return tuple(prompts)
+def _read_label(entry: Any, where: str) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    _check_keys(entry, ("name", "synonyms", "color", "templates", "threshold", "parent"), where)
+    if "name" not in entry:
+        raise InvalidLabelsError(f"{where} has no `name`; got {show(dict(entry))}.")
+    return Label(**{"synonyms": (), **{str(key): value for key, value in entry.items() if value is not None}})
 
 
-class _SplitTemplate(NamedTuple):
-    """A template cut at its "{}" and at the article before it."""
-
-    before: str
-    article: str
-    gap: str
-    after: str
-    takes_article: bool
-
-    def fill(self, name: str, own: str, noun: str, indefinite: str) -> str:
-        """Insert a label.
-
-        Args:
-            name: The label.
-            own: The article that the label begins with, or "".
-            noun: The label without that article.
-            indefinite: "a" or "an", whichever the noun takes.
-        """
-        if not self.article:
-            word = name if self.takes_article else noun
-            return f"{self.before}{word}{self.after}"
-        article = "the" if "the" in (own, self.article.lower()) else indefinite
-        if self.article.isupper() and len(self.article) > 1:
-            article = article.upper()
-        elif self.article[0].isupper():
-            article = article.capitalize()
-        return f"{self.before}{article}{self.gap}{noun}{self.after}"
-
-
-@functools.lru_cache(maxsize=1024)
-def _split_template(template: str) -> _SplitTemplate:
-    before, _, after = template.partition("{}")
-    match = _TRAILING_ARTICLE.search(before)
-    if match is None:
-        return _SplitTemplate(before, "", "", after, bool(_ARTICLE_FITS.search(before)))
-    return _SplitTemplate(before[: match.start()], match[1], match[2], after, True)
-
-
-@functools.lru_cache(maxsize=1024)
-def _resolve_template(text: str) -> tuple[str, ...]:
-    """Give the templates of a set by its name, or the template itself."""
-    _check_unicode(text, "The template")
-    key = "-".join(re.split(r"[\s_-]+", text.strip().casefold()))
-    entry = TEMPLATE_SETS.get(TEMPLATE_ALIASES.get(key, key))
-    if entry is not None:
-        return entry.templates
-    braces = re.findall(r"[{}]", text)
-    if braces == ["{", "}"] and "{}" in text:
-        return (text,)
-    if braces:
-        raise InvalidLabelsError(
-            f'A template must have exactly one "{{}}" and no other brace; got {_show(text)}. For '
-            "prompts with braces pass a function from a label to a prompt."
-        )
-    close = difflib.get_close_matches(key, [*TEMPLATE_SETS, *TEMPLATE_ALIASES], n=3)
-    hint = " Did you mean " + " or ".join(repr(name) for name in close) + "?" if close else ""
-    raise InvalidLabelsError(
-        f'{_show(text)} is neither a template (it has no "{{}}") nor a template set.{hint} '
-        f"Template sets: {', '.join(TEMPLATE_SETS)}."
-    )
-
-
-def _items(values: Any, where: str, what: str) -> list[Any]:
-    """List the items of a sequence, and refuse all that is none."""
-    if isinstance(values, Mapping):
-        raise InvalidLabelsError(
-            f"{where} must be {what}; got a mapping, {_show(values)}. "
-            "Pass list(mapping) or list(mapping.values())."
-        )
-    if isinstance(values, set | frozenset):
-        raise InvalidLabelsError(
-            f"{where} must be {what}; got a set, whose order is not defined: {_show(values)}. "
-            "Pass a list in the order you want."
-        )
-    if isinstance(values, bytes | bytearray | memoryview):
-        raise InvalidLabelsError(
-            f"{where} must be {what}; got bytes, {_show(values)}. Decode them as UTF-8 first."
-        )
-    try:
-        items = list(islice(values, MAX_LABELS + 1))
-    except TypeError as error:
-        raise InvalidLabelsError(f"{where} must be {what}; got {_show(values)}.") from error
-    if len(items) > MAX_LABELS:
-        raise InvalidLabelsError(f"{where} has more than {MAX_LABELS:,} entries.")
-    return items
-
-
-def _check_labels(
-    groups: Iterable[tuple[str, list[Any]]], *, empty: str = "labels is empty."
-) -> tuple[tuple[str, ...], ...]:
-    """Clean and check labels.
-
-    Args:
-        groups: Where each label comes from, for messages, and its words.
-        empty: What to say when there is no label.
-    """
-    parsed: list[tuple[str, ...]] = []
-    owners: dict[str, tuple[int, str, str]] = {}  # folded word: index of its label, where, word
-    for index, (where, words) in enumerate(groups):
-        if index == MAX_LABELS:
-            raise InvalidLabelsError(f"There are more than {MAX_LABELS:,} labels ({where}).")
-        if not words:
-            raise InvalidLabelsError(f"{where} has no word. Give it a name or leave it out.")
-        kept: list[str] = []
-        for position, raw in enumerate(words):
-            word = _check_word(raw, where if len(words) == 1 else f"{where}, word {position + 1},")
-            key = _fold(word)
-            if key not in owners:
-                owners[key] = (index, where, word)
-                kept.append(word)
-            elif owners[key][0] != index:
-                _, other_where, other = owners[key]
-                raise InvalidLabelsError(
-                    f"{where} repeats {other_where}: {word!r} and {other!r} are the same word. A "
-                    "word may belong to one label only; remove one or tell them apart, as in "
-                    "'crane (bird)' and 'crane (machine)'."
-                )
-        parsed.append(tuple(kept))
-    if not parsed:
-        raise InvalidLabelsError(f"{empty} Give at least one label, for example ['sky', 'grass'].")
-    return tuple(parsed)
-
-
-def _check_word(word: Any, where: str) -> str:
-    """Clean one word and refuse what is no text, blank or too long."""
-    if not isinstance(word, str):
-        deeper = isinstance(word, list | tuple)
-        reason = " Synonyms cannot be nested deeper." if deeper else ""
-        raise InvalidLabelsError(f"{where} must be text (a str); got {_show(word)}.{reason}")
-    _check_unicode(word, where)
-    cleaned = clean_label(word)
-    if len(cleaned) > MAX_LABEL_LENGTH:
-        raise InvalidLabelsError(
-            f"{where} has {len(cleaned):,} characters; at most {MAX_LABEL_LENGTH:,} are allowed. "
-            f"Shorten {_show(word)}."
-        )
-    if all(c.isspace() or _is_control(c) for c in cleaned):
-        raise InvalidLabelsError(
-            f"{where} is blank; got {_show(word)}. Give it a name or leave it out."
-        )
-    return cleaned
-
-
-def _check_unicode(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidLabelsError(
-            f"{where} is not valid Unicode: {text[error.start]!r} at position {error.start} is "
-            "half of a surrogate pair. Decode the text that it comes from as UTF-8."
-        ) from error
-
-
-def _fold(word: str) -> str:
-    """Give the form in which two spellings of a word are equal."""
-    bare = "".join(c for c in word if c not in _JOINERS)
-    return unicodedata.normalize("NFC", bare.casefold())
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
-
-
-def _show(value: object) -> str:
-    """Show a value of any size in a message, with its type unless it is a str."""
-    shown = _repr.repr(value)
-    return shown if isinstance(value, str) else f"{shown} ({type(value).__name__})"
+def _check_keys(values: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    strange = [key for key in values if key not in known]
+    if strange:
+        raise InvalidLabelsError(f"{where} has the key {show(strange[0])}, which is unknown. There are: {', '.join(known)}.")

@@ -17,6 +17,8 @@ from PIL import Image
 import ovseg
 from ovseg import cli
 from ovseg.cli import main
+from ovseg.commands import tables
+from ovseg.jobs import writing
 
 Picture = NDArray[np.uint8]
 Captured = pytest.CaptureFixture[str]
@@ -81,7 +83,7 @@ def test_unknown_command(capsys: Captured, command: str) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert command in err
-    assert "segment, classify, models, benchmark, eval, export, convert" in err
+    assert ", ".join((*cli._COMMANDS, *cli._GROUPS)) in err
 
 
 @pytest.mark.parametrize("command", list(cli._COMMANDS))
@@ -163,7 +165,7 @@ def test_segment_prints_a_table_and_writes_an_overlay(capsys: Captured, segmente
     assert list(shown) == sorted(found, key=lambda label: -found[label])
     bars = [line.count("█") for line in shown.values()]
     assert bars == sorted(bars, reverse=True)
-    assert bars[0] == cli._BAR
+    assert bars[0] == tables.BAR
     missing = [label for label, share in result.coverage().items() if not share]
     assert ("not found" in out) == bool(missing)
 
@@ -174,23 +176,23 @@ def test_table_of_many_labels_is_short(capsys: Captured) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("  not found: ")
     assert lines[-2].endswith("more")
-    assert lines[-2].count(",") == cli._NAMED - 1
+    assert lines[-2].count(",") == tables.NAMED - 1
     found = len(lines) - 3
-    assert int(lines[-2].split()[-2]) == 400 - found - cli._NAMED
+    assert int(lines[-2].split()[-2]) == 400 - found - tables.NAMED
 
 
 def test_shares_are_not_rounded_to_nothing() -> None:
-    table = cli._bars([("sky", 0.9996), ("sea", 0.0004)])
+    table = tables.bars([("sky", 0.9996), ("sea", 0.0004)])
     assert ">99.9%" in table
     assert "<0.1%" in table
 
 
 def test_columns_line_up_for_wide_characters() -> None:
-    rows = cli._bars([("sky", 0.5), ("日本語", 0.25), ("cafe\u0301", 0.25)]).splitlines()
-    cells = [cli._columns(row.partition("%")[0]) for row in rows]
+    rows = tables.bars([("sky", 0.5), ("日本語", 0.25), ("cafe\u0301", 0.25)]).splitlines()
+    cells = [tables.columns(row.partition("%")[0]) for row in rows]
     assert len(set(cells)) == 1
-    assert cli._columns("日本語") == 6
-    assert cli._columns("cafe\u0301") == 4
+    assert tables.columns("日本語") == 6
+    assert tables.columns("cafe\u0301") == 4
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_json_and_geojson_are_what_the_library_writes(segmenter: ovseg.Segmenter
 
 
 def test_all_formats_into_a_new_folder(capsys: Captured) -> None:
-    formats = [word for kind in cli.FORMATS for word in ("--format", kind)]
+    formats = [word for kind in writing.FORMATS for word in ("--format", kind)]
     assert segment("scene.png", "other.jpg", "sky", "grass", "-o", "deep/er", *formats, "-q") == 0
     names = {f"{stem}{suffix}" for stem in ("scene", "other") for suffix in (".overlay.png", ".png", ".json", ".geojson", ".npz")}
     assert {path.name for path in Path("deep/er").iterdir()} == names
@@ -255,7 +257,7 @@ def test_an_overlay_beside_other_outputs() -> None:
 def test_a_picture_too_large_for_its_format(suffix: str) -> None:
     result = ovseg.Segmentation(np.zeros((2, 70_000), np.uint8), ("sky",), 255)
     with pytest.raises(ovseg.OutputError):
-        cli._write_picture(result, Path(f"look.{suffix}"))
+        writing.write_picture(result, Path(f"look.{suffix}"))
     assert not listed()
 
 
@@ -317,7 +319,7 @@ def test_one_label_alone_earns_a_hint(capsys: Captured) -> None:
         (["sky", "grass"], 1, "No such file: 'sky'"),
         (["scene.png", "none.jpg", "sky"], 1, "No such file: 'none.jpg'"),
         (["scene.png", "sky", "other.jpg"], 2, "'other.jpg' is an image and stands after the label 'sky'"),
-        ([".", "sky"], 1, "'.' is a folder"),
+        ([".", "sky"], 2, "'.' is a folder"),
         (["scene.png", "sky", "sky"], 2, "repeats"),
         (["scene.png", "sky", ""], 2, "blank"),
         (["scene.png", "sky", ";"], 2, "no word"),
@@ -325,7 +327,7 @@ def test_one_label_alone_earns_a_hint(capsys: Captured) -> None:
         (["scene.png", "sky", "--threshold", "5"], 2, "threshold"),
         (["scene.png", "sky", "--templates", "imagnet"], 2, "Did you mean 'imagenet'"),
         (["scene.png", "sky", "-o", "map.jpg"], 2, "--overlay map.jpg"),
-        (["scene.png", "sky", "-o", "map.tif"], 1, ".tif"),
+        (["scene.png", "sky", "-o", "map.tif"], 2, "not for scenes (-o map.tif)"),
         (["scene.png", "sky", "-o", "map.png", "--format", "npz"], 2, "--format is for a folder"),
         (["scene.png", "sky", "--overlay", "look.gif"], 2, "look.gif"),
         (["scene.png", "other.jpg", "sky", "--overlay", "look.png"], 2, "several images"),

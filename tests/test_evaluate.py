@@ -253,3 +253,37 @@ def test_the_progress_bar_goes_to_stderr(
     assert "tiles: 100%" in captured.err and "2/2" in captured.err
     run(dataset)
     assert capsys.readouterr() == ("", "")
+
+
+class TaggedSegmenter(ColourSegmenter):
+    """Notes the tags, and says "grey" of what is not tagged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[Any] = []
+
+    def segment(self, image: NDArray[np.uint8], labels: tuple[tuple[str, ...], ...], *, tags: Any = None, **options: Any) -> Segmentation:
+        self.tags.append(tags)
+        return super().segment(image, labels, **options)
+
+
+def test_rivals_are_always_wrong(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "tiles", [(["red", "blue", "blue", "green"], [0, 2, 2, 1])]).folder
+    (folder / "labels.txt").write_text("red\ngreen\n")
+    Image.fromarray(np.array([[0, 0, 1, 1]], np.uint8)).save(folder / "labels/000.png")
+    dataset = Dataset.open(folder)
+    plain, more = (run(dataset, rivals=rivals) for rivals in (None, ["blue", "grey", "RED"]))
+    assert plain.recall["red"] == 100  # red is as near to blue as green is, and comes first
+    assert more.recall == {"red": 50, "green": 50}
+    assert more.precision == {"red": 100, "green": 100}  # a rival is a miss and nobody's false positive
+    assert more.settings["rivals"] == 2 and "rivals" not in plain.settings
+    assert more.labels == dataset.labels
+
+
+def test_tags_of_the_truth(dataset: Dataset) -> None:
+    segmenter = TaggedSegmenter()
+    assert evaluate(segmenter, dataset, tags="truth", progress=False).settings["tags"] == "truth"
+    assert evaluate(segmenter, dataset, tags="auto", progress=False).settings["tags"] == "auto"
+    assert segmenter.tags == [["red"], ["green", "blue"], "auto", "auto"]
+    with pytest.raises(InvalidArgumentError, match="tags must be"):
+        evaluate(segmenter, dataset, tags="all", progress=False)

@@ -26,8 +26,9 @@ onnx = pytest.importorskip("onnx")
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("onnxscript")
 
-from ovseg.export import check, networks  # noqa: E402
+from ovseg.export import check, networks, reference  # noqa: E402
 from ovseg.export import onnx as export  # noqa: E402
+from ovseg.export.report import BOUNDS, Report  # noqa: E402
 
 from ovseg.models import dinotxt, lseg, tips  # noqa: E402
 
@@ -63,7 +64,7 @@ def cut_down() -> Iterator[None]:
         yield
 
 
-def write(model: str, out: Path, readout: str | None = None, weights: Any = RANDOM, **options: Any) -> check.Report:
+def write(model: str, out: Path, readout: str | None = None, weights: Any = RANDOM, **options: Any) -> Report:
     return export.export_onnx(model, out, request=Request(readout=readout, weights=weights), **options)
 
 
@@ -192,12 +193,21 @@ def test_a_check_sees_positions_of_another_rule(altered: Path) -> None:
     card = (altered / "card.md").read_text("utf-8")
     assert '"shift": 0.1' in card
     (altered / "card.md").write_text(card.replace('"shift": 0.1', '"shift": 0.0'), "utf-8")
+    with pytest.raises(WeightsError, match="card.md is damaged or altered"):
+        check.check_folder(altered)
+    unsealed = "\n".join(line for line in card.split("\n") if not line.startswith("front_matter_sha256"))
+    (altered / "card.md").write_text(unsealed.replace('"shift": 0.1', '"shift": 0.0'), "utf-8")
     with pytest.raises(BackendError, match="features differ by"):
         check.check_folder(altered)
 
 
-def test_a_bad_export_leaves_nothing(tmp_path: Path) -> None:
-    """The graph of `mini` is copied: it is not that of other weights."""
+def test_a_bad_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = reference.compute
+
+    def other(*given: Any) -> dict[str, Any]:
+        return {name: -values if "features" in name else values for name, values in original(*given).items()}
+
+    monkeypatch.setattr(reference, "compute", other)
     with pytest.raises(BackendError, match=r"does not answer as torch does: .*Nothing was written"):
         write("mini", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +219,7 @@ def test_a_bad_export_leaves_nothing(tmp_path: Path) -> None:
 def test_readouts_export_in_other_types_and_opsets(tmp_path: Path, readout: str, options: dict[str, Any]) -> None:
     report = write(CLIP, tmp_path / "out", readout, **options)
     assert report.facts["readout"] == readout
-    assert not report.measured.problems(check.BOUNDS[options.get("dtype", "float32")])
+    assert not report.measured.problems(BOUNDS[options.get("dtype", "float32")])
     model = onnx.load(tmp_path / "out" / "image.onnx", load_external_data=False)
     assert model.opset_import[0].version == options.get("opset", 18)
     kinds = {value.data_type for value in model.graph.initializer if np.prod(value.dims) > 999}
@@ -302,7 +312,7 @@ def test_a_folded_network_has_the_cosines_of_the_unfolded(name: str, monkeypatch
     (CLIP, {"readout": "proxyclip"}, UnsupportedOperationError, "proxyclip"),
     (CLIP, {"opset": 17}, InvalidArgumentError, "opset"),
     (CLIP, {"dtype": "bfloat16"}, InvalidArgumentError, "dtype"),
-    ("mini", {"dtype": "float16", "weights": None}, InvalidArgumentError, "float32"),
+    ("mini", {"dtype": "int8", "weights": None}, InvalidArgumentError, "calibration"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_said(tmp_path: Path, model: str, options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):

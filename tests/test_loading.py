@@ -81,7 +81,7 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes |
 
 @pytest.mark.parametrize(("model", "options", "kind", "message"), [
     ("mini", {"readout": "naclip"}, InvalidArgumentError, "no choice of readout"),
-    ("mini", {"weights": "x.safetensors"}, InvalidArgumentError, "backend='torch'"),
+    ("mini", {"weights": "x.safetensors", "backend": "onnx"}, InvalidArgumentError, "leave out backend"),
     ("lseg-vit-l16", {}, WeightsError, "convert"),
     ("lseg-vit-l16", {"backend": "onnx"}, InvalidArgumentError, "export"),
     ("lseg-vit-l16", {"readout": "naclip"}, InvalidArgumentError, "no choice"),

@@ -196,3 +196,19 @@ def test_perceived_agrees_with_the_reference() -> None:
         for name in ("normal", "deuteranopia", "protanopia")
     ]
     np.testing.assert_allclose(palette.perceived(colors), expected, atol=1e-9)
+
+
+def test_given_colours_stay_and_others_keep_away() -> None:
+    labels = ["sky", "grass", "road", "car", *(f"label {number}" for number in range(60))]
+    home = {label: tuple(color) for label, color in zip(labels, label_colors(labels).tolist(), strict=True)}
+    given = {"road": home["sky"], "label 7": (1, 2, 3)}
+    found = label_colors(labels, given)
+    assert tuple(found[2]) == home["sky"]
+    assert tuple(found[11]) == (1, 2, 3)
+    others = np.delete(found, [2, 11], axis=0)
+    assert len({tuple(color) for color in others.tolist()}) == len(others)
+    distance = np.sqrt(((palette.perceived(others)[0] - palette.perceived(found[[2]])[0]) ** 2).sum(-1))
+    assert distance.min() >= 0.04
+    assert tuple(found[1]) == home["grass"]
+    assert np.array_equal(label_colors(labels, {"elsewhere": (0, 0, 0)}), label_colors(labels))
+    assert label_colors(["sky"], {"sky": (9, 9, 9)}).tolist() == [[9, 9, 9]]

@@ -175,3 +175,28 @@ def test_missing_weights_are_named() -> None:
     card = replace(find_card("mini"), files={"image": "nothing.onnx"})
     with pytest.raises(WeightsError, match=r"'mini' are incomplete: .*nothing\.onnx is missing"):
         weights_folder(card)
+
+
+def test_how_scores_are_made_may_be_said() -> None:
+    card = parse_card(card_text(temperature="1.5", background='["wall", "sky"]', near="0.8"), "tiny.md")
+    assert (card.temperature, list(card.background), card.near) == (1.5, ["wall", "sky"], 0.8)
+    plain = parse_card(card_text(), "tiny.md")
+    assert (plain.temperature, list(plain.background), plain.near) == (1, [], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": "0"}, "temperature must be positive; got 0"),
+        ({"temperature": "-1.5"}, "temperature"),
+        ({"temperature": '"1"'}, "temperature must be a number"),
+        ({"background": '"wall"'}, "background must be a JSON list"),
+        ({"background": '["wall", 3]'}, "background must be a list of words"),
+        ({"background": '["wall", " "]'}, "background must be a list of words"),
+        ({"near": "0"}, "near must be in"),
+        ({"near": "1.1"}, "near must be in"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        parse_card(card_text(**changes), "tiny.md")

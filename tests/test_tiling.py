@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ovseg.tiling import encode_windows, window_starts
+from ovseg.tiling import axis_weights, encode_windows, window_starts
 
 CELL = 4
 Floats = NDArray[np.float32]
@@ -90,10 +90,36 @@ def test_overlaps_are_blended_by_the_distance_to_the_border(axis: int) -> None:
         return np.broadcast_to(next(calls)[None, :, None, None], (1, 2, 4, 4))
 
     found = encode_windows(np.zeros((1, 3, *shape), np.float32), encode, 16, 8, CELL, batch=1)
-    line = np.array([[1, 1, 1.5, 0.5, 0, 0], [0, 0, 0.5, 1.5, 1, 1]])  # weights of a window: 0.5 1.5 1.5 0.5
+    near, far = (np.exp(-0.5 * (distance / 0.5) ** 2) for distance in (0.5, 1.5))  # a window of 4 cells has a deviation of 4 / 8
+    line = np.array([[1, 1, near, far, 0, 0], [0, 0, far, near, 1, 1]])
     line /= np.linalg.norm(line, axis=0)
     expected = np.broadcast_to(line[:, :, None] if axis == 0 else line[:, None], found.shape)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_the_weights_of_all_windows_sum_to_one(length: int, window: int, stride: int, even: bool) -> None:
+    window = min(window, length)
+    starts = window_starts(length, window, min(stride, window))
+    weights = axis_weights(starts, window, even)
+    total = np.zeros(length)
+    for start, own in zip(starts, weights, strict=True):
+        total[start : start + window] += own
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+    assert (weights > 0).all()
+
+
+def test_a_window_passes_over_to_the_next_without_a_step() -> None:
+    """With the overlap of a quarter, no cell weighs more than a few percent more or less than its neighbour."""
+    starts = window_starts(512, 128, 96)
+    own = np.zeros((len(starts), 512))
+    for row, start, weights in zip(own, starts, axis_weights(starts, 128), strict=True):
+        row[start : start + 128] = weights
+    assert np.abs(np.diff(own, axis=1)).max() < 0.1  # the greatest slope of the passage
+    borders = [start for start in starts[1:]] + [start + 128 for start in starts[:-1]]
+    assert max(np.abs(own[:, place] - own[:, place - 1]).max() for place in borders) < 0.004  # where a window begins or ends
+    even = axis_weights(starts, 128, even=True)
+    assert even.min() == 0.5  # where these step from 1 to 1/2
 
 
 def test_opposite_features_that_cancel_give_no_nan() -> None:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import InvalidArgumentError
+from ovseg.evaluation.boundaries import BoundaryIou
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.metrics import ConfusionMatrix
 from ovseg.output.files import write_atomically
-from ovseg.vocabulary import Templates, TemplateSet, parse_templates
+from ovseg.vocabulary import Labels, Templates, TemplateSet, parse_labels, parse_templates
 
 if TYPE_CHECKING:
     from ovseg.result import Segmentation
@@ -39,6 +40,8 @@ class SupportsSegment(Protocol):
         templates: Templates = None,
         window: Any = None,
         size: Any = None,
+        refine: Any = None,
+        tags: Any = None,
     ) -> Segmentation:
         """Give each pixel of an image (H, W, 3) uint8 RGB one of the labels.
 
@@ -68,6 +71,7 @@ class EvaluationResult:
         seconds: Time spent in the segmenter [s], with the encoding of the labels; reading files and
             scoring are not in it.
         settings: The options that were given, as text or numbers; None is the model's own choice.
+        boundary_iou: Mean over the classes of the IoU of their rims; NaN if it was not asked for.
     """
 
     model: str
@@ -85,6 +89,7 @@ class EvaluationResult:
     share: dict[str, float]
     seconds: float
     settings: dict[str, Any]
+    boundary_iou: float = math.nan
 
     @property
     def images_per_second(self) -> float:
@@ -135,6 +140,7 @@ class EvaluationResult:
                 f"pixel accuracy          {_show(self.pixel_accuracy):>6}",
                 f"mean accuracy           {_show(self.mean_accuracy):>6}",
                 f"frequency-weighted IoU  {_show(self.frequency_weighted_iou):>6}",
+                *([] if math.isnan(self.boundary_iou) else [f"boundary IoU            {_show(self.boundary_iou):>6}"]),
                 f"{self.images} images in {self.seconds:.1f} s "
                 f"({self.images_per_second:.2f} images/s)",
             ]
@@ -148,6 +154,10 @@ def evaluate(
     templates: Templates = None,
     window: Any = None,
     size: Any = None,
+    refine: str | None = None,
+    boundary: float | None = None,
+    rivals: Labels | None = None,
+    tags: str | None = None,
     limit: int | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
@@ -162,6 +172,13 @@ def evaluate(
         templates: Passed to `segment`, as are `window` and `size`; None is the model's own choice.
         window: Whether to segment images whole or in windows.
         size: Size at which images are segmented.
+        refine: Passed to `segment` unless it is None: "guided", "crf" or "pamr".
+        boundary: Width of the rims for boundary IoU, as a part of the diagonal; None does not count it.
+            Published is 0.02.
+        rivals: Labels that are asked beside the classes and are always wrong, to see what a long list costs;
+            words of a class are left out of them. Anything `parse_labels` accepts; a file as a `Path`.
+        tags: "auto" is passed to `segment`; "truth" names it the classes that are in the true label map, which says what
+            the best tags would give. None gives no tags.
         limit: Use so many images, evenly spread over the dataset and always the same; None, or more
             than there are, uses all.
         progress: Whether to show a progress bar on stderr.
@@ -171,31 +188,48 @@ def evaluate(
 
     Raises:
         DatasetError: If an image or label file is at fault.
-        InvalidArgumentError: If `limit` is not a positive integer.
+        InvalidArgumentError: If `limit` is not a positive integer, or `tags` is something else.
+        InvalidLabelsError: If `rivals` is invalid.
     """
     from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-    samples = [dataset.samples[i] for i in _spread(len(dataset), limit)]
+    samples = [dataset.samples[i] for i in spread(len(dataset), limit)]
     if not (templates is None or isinstance(templates, str | TemplateSet) or callable(templates)):
         templates = parse_templates(templates)  # a generator could be read only once
     for sample in tqdm(samples, "reading labels", unit="file", leave=False, disable=not progress):
         sample.load_labels()
 
     confusion = ConfusionMatrix(len(dataset.labels))
+    rims = None if boundary is None else BoundaryIou(len(dataset.labels), boundary)
+    if tags not in (None, "auto", "truth"):
+        raise InvalidArgumentError(f"tags must be 'auto', 'truth' or None; got {tags!r}.")
+    more: dict[str, Any] = {} if refine is None else {"refine": refine}
+    labels = dataset.labels if rivals is None else (*dataset.labels, *_rivals(rivals, dataset.labels))
     seconds = 0.0
     for sample in tqdm(samples, dataset.name, unit="image", disable=not progress):
         image, truth = sample.load()
+        if tags is not None:
+            present = np.unique(truth[truth != dataset.ignore_index]).tolist()
+            more["tags"] = "auto" if tags == "auto" or not present else [labels[index][0] for index in present]
         start = time.perf_counter()
-        result = segmenter.segment(
-            image, dataset.labels, templates=templates, window=window, size=size
-        )
+        result = segmenter.segment(image, labels, templates=templates, window=window, size=size, **more)
         seconds += time.perf_counter() - start
+        predicted = result.segmentation
+        if rivals is not None:
+            predicted = np.where(predicted < len(dataset.labels), predicted, np.uint16(result.ignore_index))
         confusion.update(
             truth,
-            result.segmentation,
+            predicted,
             ignore_index=dataset.ignore_index,
             undecided_index=result.ignore_index,
         )
+        if rims is not None:
+            rims.update(
+                truth,
+                predicted,
+                ignore_index=dataset.ignore_index,
+                undecided_index=result.ignore_index,
+            )
 
     names = [words[0] for words in dataset.labels]
     return EvaluationResult(
@@ -218,11 +252,16 @@ def evaluate(
             "window": _describe(window),
             "size": _describe(size),
             "limit": limit,
+            **({} if refine is None else {"refine": refine}),
+            **({} if tags is None else {"tags": tags}),
+            **({} if rivals is None else {"rivals": len(labels) - len(dataset.labels)}),
+            **({} if boundary is None else {"boundary": boundary}),
         },
+        boundary_iou=math.nan if rims is None else rims.mean,
     )
 
 
-def _spread(count: int, limit: int | None) -> Sequence[int]:
+def spread(count: int, limit: int | None) -> Sequence[int]:
     """Choose evenly spaced indices below `count`, each the middle of an equal part."""
     if limit is None:
         return range(count)
@@ -230,6 +269,13 @@ def _spread(count: int, limit: int | None) -> Sequence[int]:
         raise InvalidArgumentError(f"limit must be a positive integer or None; got {limit!r}.")
     limit = min(limit, count)
     return [(2 * i + 1) * count // (2 * limit) for i in range(limit)]
+
+
+def _rivals(rivals: Labels, classes: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Read rivals, without the words of classes."""
+    own = {word.casefold() for words in classes for word in words}
+    kept = (tuple(word for word in words if word.casefold() not in own) for words in parse_labels(rivals))
+    return [words for words in kept if words]
 
 
 def _describe(option: Any) -> Any:

@@ -122,6 +122,44 @@ class MiniNetwork(nn.Module):
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(EMBED_DIM, 1, 1))
 
+    def backbone(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Compute what the pyramid reads.
+
+        Args:
+            pixel_values: (B, 3, H, W) float32, RGB / 127.5 - 1; H and W multiples of 32.
+
+        Returns:
+            Outputs of the stages at strides 4, 8, 16 and 32, and (B, 1000, H / 32, W / 32) ImageNet logits.
+        """
+        x = F.relu6(self.stem(pixel_values))
+        taps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in _TAPS:
+                taps.append(x)
+        fine, middle, coarse, last = taps
+        return fine, middle, coarse, last, self.classifier(F.relu6(self.head(x)))
+
+    def pyramid(self, fine: Tensor, middle: Tensor, coarse: Tensor, last: Tensor, classes: Tensor) -> Tensor:
+        """Compute vectors before normalisation, (B, 384, H / 4, W / 4), of what `backbone` returns."""
+        readout = self.class_text(classes.softmax(1))  # (B, D, H / 32, W / 32)
+
+        p32 = self.lateral32(last) + self.context(last.mean((-2, -1), keepdim=True))
+        p32 = self.refine32(p32)
+        p16 = self.refine16(F.relu(self.lateral16(coarse) + _double(p32)))
+        p8 = self.refine8(F.relu(self.lateral8(middle) + _double(self.narrow(p16))))
+        p4 = self.refine4(F.relu(self.lateral4(fine) + _double(p8)))
+
+        blurred = self.coarse_text(p16) + _double(readout)  # (B, D, H / 16, W / 16)
+        gated = 2 * torch.sigmoid(self.gate(p8)) * _double(blurred)  # (B, D, H / 8, W / 8)
+        vectors: Tensor = self.fine_text(p4) + _double(gated)
+        return vectors
+
+    def normalised(self, vectors: Tensor) -> Tensor:
+        """Scale vectors to length 1, subtract the mean of training, and scale again: (B, 384, h, w) float32."""
+        features = F.normalize(vectors.float(), dim=1)  # lengths overflow in half precision
+        return F.normalize(features - self.mean.float(), dim=1)
+
     def forward_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the feature map and the ImageNet logits behind it.
 
@@ -131,23 +169,8 @@ class MiniNetwork(nn.Module):
         Returns:
             (B, 384, H / 4, W / 4) vectors before normalisation, and (B, 1000, H / 32, W / 32) ImageNet logits.
         """
-        x = F.relu6(self.stem(pixel_values))
-        taps = {}
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            taps[i] = x
-        classes = self.classifier(F.relu6(self.head(x)))
-        readout = self.class_text(classes.softmax(1))  # (B, D, H / 32, W / 32)
-
-        p32 = self.lateral32(x) + self.context(x.mean((-2, -1), keepdim=True))
-        p32 = self.refine32(p32)
-        p16 = self.refine16(F.relu(self.lateral16(taps[4]) + _double(p32)))
-        p8 = self.refine8(F.relu(self.lateral8(taps[2]) + _double(self.narrow(p16))))
-        p4 = self.refine4(F.relu(self.lateral4(taps[1]) + _double(p8)))
-
-        coarse = self.coarse_text(p16) + _double(readout)  # (B, D, H / 16, W / 16)
-        gated = 2 * torch.sigmoid(self.gate(p8)) * _double(coarse)  # (B, D, H / 8, W / 8)
-        return self.fine_text(p4) + _double(gated), classes
+        taps = self.backbone(pixel_values)
+        return self.pyramid(*taps), taps[-1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Compute the feature map.
@@ -158,8 +181,7 @@ class MiniNetwork(nn.Module):
         Returns:
             (B, 384, H / 4, W / 4) float32, L2-normalised over the channels.
         """
-        features = F.normalize(self.forward_features(pixel_values)[0].float(), dim=1)  # lengths overflow in half precision
-        return F.normalize(features - self.mean.float(), dim=1)
+        return self.normalised(self.forward_features(pixel_values)[0])
 
 
 def build(options: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> MiniNetwork:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from ovseg.errors import InvalidArgumentError, InvalidLabelsError
 from ovseg.output import LabelMap
+from ovseg.output.palette import RGB
 from ovseg.output.render import count_pixels
 
 
@@ -79,11 +82,26 @@ def check_like(
         )
 
 
-def check_range(scores: NDArray[np.float32]) -> None:
+def check_range(scores: NDArray[np.float32], name: str = "scores") -> None:
     """Check that scores are in [0, 1]."""
     low, high = float(scores.min()), float(scores.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
-        raise InvalidArgumentError(f"scores must be in [0, 1]; they go from {low:g} to {high:g}.")
+        raise InvalidArgumentError(f"{name} must be in [0, 1]; they go from {low:g} to {high:g}.")
+
+
+def check_colors(colors: object, labels: Sequence[str]) -> Mapping[str, RGB]:
+    """Check that colours are RGB, and return those of the labels as a mapping that cannot be changed."""
+    if not isinstance(colors, Mapping):
+        raise InvalidArgumentError(f"colors must map labels to (red, green, blue); got {colors!r:.80}.")
+    checked: dict[str, RGB] = {}
+    for label in labels:
+        if label not in colors:
+            continue
+        color = colors[label]
+        if not isinstance(color, tuple) or len(color) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in color):
+            raise InvalidArgumentError(f"colors must be (red, green, blue), each 0 to 255; got {color!r:.80} for {label!r:.80}.")
+        checked[label] = color
+    return MappingProxyType(checked)
 
 
 def check_model(model: object) -> None:

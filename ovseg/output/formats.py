@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from ovseg.errors import InvalidArgumentError, InvalidImageError, OutputError
 from ovseg.output import LabelMap
 from ovseg.output.files import write_atomically
-from ovseg.output.palette import UNDECIDED_COLOR, label_colors
+from ovseg.output.palette import RGB, UNDECIDED_COLOR, label_colors
 from ovseg.output.polygons import signed_area, trace_polygons
 from ovseg.output.rle import decode_rle, find_runs
 
@@ -29,6 +30,8 @@ Transform = Iterable[float] | Callable[[Coordinates, Coordinates], tuple[Any, An
 
 _LABELS_KEY = "ovseg:labels"
 _MODEL_KEY = "ovseg:model"
+_COLORS_KEY = "ovseg:colors"
+_FLOATS = ("scores", "confidence", "entropy")
 _SUFFIXES = (".png", ".npz", ".json", ".geojson")
 _LOSSY = (".jpg", ".jpeg", ".webp", ".avif", ".heic", ".gif")
 _MAX_PIXELS = 1 << 30  # against small files that unfold into huge pictures
@@ -41,6 +44,9 @@ class Saved(NamedTuple):
     labels: tuple[str, ...]
     scores: NDArray[np.float32] | None
     model: str
+    confidence: NDArray[np.float32] | None = None
+    entropy: NDArray[np.float32] | None = None
+    colors: Mapping[str, RGB] = MappingProxyType({})
 
 
 def write_png(file: BinaryIO, result: Saved) -> None:
@@ -53,12 +59,14 @@ def write_png(file: BinaryIO, result: Saved) -> None:
     picture = Image.fromarray(result.segmentation)
     if result.segmentation.dtype == np.uint8:
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(result.labels)] = label_colors(result.labels)
+        palette[: len(result.labels)] = label_colors(result.labels, result.colors)
         palette[255] = UNDECIDED_COLOR
         picture.putpalette(palette.tobytes())
     text = PngImagePlugin.PngInfo()
     text.add_itxt(_LABELS_KEY, json.dumps(list(result.labels), ensure_ascii=False))
     text.add_itxt(_MODEL_KEY, result.model)
+    if result.colors:
+        text.add_itxt(_COLORS_KEY, json.dumps(dict(result.colors), ensure_ascii=False))
     picture.save(file, format="PNG", pnginfo=text)
 
 
@@ -80,29 +88,38 @@ def read_png(path: str | os.PathLike[str]) -> Saved:
             )
         segmentation = np.asarray(picture)
     labels = json.loads(str(text[_LABELS_KEY]))
-    return Saved(segmentation, tuple(labels), None, str(text.get(_MODEL_KEY, "")))
+    colors = _read_colors(json.loads(str(text.get(_COLORS_KEY, "{}"))))
+    return Saved(segmentation, tuple(labels), None, str(text.get(_MODEL_KEY, "")), colors=colors)
+
+
+def _read_colors(colors: Mapping[str, Sequence[int]]) -> dict[str, RGB]:
+    return {label: (red, green, blue) for label, (red, green, blue) in colors.items()}
 
 
 def write_npz(file: BinaryIO, result: Saved) -> None:
-    """Write a NumPy archive: `segmentation`, `labels`, `ignore_index`, `model` and `scores`."""
+    """Write a NumPy archive: `segmentation`, `labels`, `ignore_index`, `model`, and those of `_FLOATS` that there are."""
     arrays: dict[str, Any] = {
         "segmentation": result.segmentation,
         "labels": np.array(result.labels),
         "ignore_index": np.array(np.iinfo(result.segmentation.dtype).max),
         "model": np.array(result.model),
     }
-    if result.scores is None:
+    if result.colors:
+        arrays["colors"] = np.array(json.dumps(dict(result.colors), ensure_ascii=False))
+    floats = {name: values for name in _FLOATS if (values := getattr(result, name)) is not None}
+    if floats:  # large, and noise to a compressor
+        np.savez(file, **arrays, **floats)
+    else:
         np.savez_compressed(file, **arrays)
-    else:  # large, and noise to a compressor
-        np.savez(file, **arrays, scores=result.scores)
 
 
 def read_npz(path: str | os.PathLike[str]) -> Saved:
     """Read a NumPy archive that `write_npz` wrote; pickles are refused."""
     with np.load(path, allow_pickle=False) as archive:
-        scores = archive["scores"] if "scores" in archive else None
+        floats = {name: archive[name] if name in archive else None for name in _FLOATS}
         labels = tuple(str(label) for label in archive["labels"])
-        return Saved(archive["segmentation"], labels, scores, str(archive["model"]))
+        colors = _read_colors(json.loads(str(archive["colors"]))) if "colors" in archive else {}
+        return Saved(archive["segmentation"], labels, model=str(archive["model"]), colors=colors, **floats)
 
 
 def make_coco_annotations(
@@ -135,7 +152,10 @@ def make_coco(result: Saved, *, file_name: str) -> dict[str, Any]:
     return {
         "info": {"description": "semantic segmentation by ovseg", "model": result.model},
         "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
-        "categories": [{"id": i + 1, "name": label} for i, label in enumerate(result.labels)],
+        "categories": [
+            {"id": i + 1, "name": label, **({"color": list(result.colors[label])} if label in result.colors else {})}
+            for i, label in enumerate(result.labels)
+        ],
         "annotations": annotations,
     }
 
@@ -153,7 +173,8 @@ def read_coco(path: str | os.PathLike[str]) -> Saved:
     for annotation in coco["annotations"]:
         mask = decode_rle(annotation["segmentation"])
         segmentation[mask] = indices[annotation["category_id"]]
-    return Saved(segmentation, labels, None, coco["info"]["model"])
+    colors = _read_colors({category["name"]: category["color"] for category in coco["categories"] if "color" in category})
+    return Saved(segmentation, labels, None, coco["info"]["model"], colors=colors)
 
 
 _READERS: Mapping[str, Callable[[str | os.PathLike[str]], Saved]] = {

@@ -23,13 +23,13 @@ class LegendEntry:
 
     Attributes:
         name: The label.
-        share: Part of all pixels, in [0, 1].
+        share: Part of all pixels, in [0, 1]; None shows none.
         color: RGB of the chip.
         is_hatched: Whether the chip is hatched (pixels without a label).
     """
 
     name: str
-    share: float
+    share: float | None
     color: tuple[int, int, int]
     is_hatched: bool = False
 
@@ -61,7 +61,8 @@ def draw_legend(
     rows = [_Row.of(entry, unit) for entry in entries[:_MAX_ENTRIES]]
     rest = entries[_MAX_ENTRIES:]
     if rest:
-        share = format_share(sum(entry.share for entry in rest))
+        shares = [entry.share for entry in rest if entry.share is not None]
+        share = format_share(sum(shares)) if shares else ""
         rows.append(_Row.of(LegendEntry(f"+ {len(rest)} more", 0, _PAPER), unit, share=share))
 
     padding, column_gap = round(0.9 * unit), round(1.6 * unit)
@@ -103,7 +104,9 @@ class _Row:
     def of(cls, entry: LegendEntry, unit: int, *, share: str | None = None) -> _Row:
         name, name_font = prepare_text(entry.name, unit)
         name = shorten_text(name, name_font, _MAX_NAME * unit)
-        share, share_font = prepare_text(share or format_share(entry.share), unit)
+        if share is None:
+            share = "" if entry.share is None else format_share(entry.share)
+        share, share_font = prepare_text(share, unit)
         name_x = round(1.5 * unit)
         share_x = name_x + round(name_font.getlength(name) + 0.5 * unit)
         width = share_x + round(share_font.getlength(share))

@@ -24,7 +24,7 @@ deficiency" (2009), severity 1.0, in linear RGB.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -93,18 +93,36 @@ _DEUTERANOPIA = np.array(
 )
 
 
-def label_colors(labels: Sequence[str]) -> NDArray[np.uint8]:
+RGB = tuple[int, int, int]
+_APART = 0.04  # least distance of a colour by rule from one that was given, in OKLab
+
+
+def label_colors(labels: Sequence[str], given: Mapping[str, RGB] | None = None) -> NDArray[np.uint8]:
     """Give every label its colour; the order of the labels does not matter.
 
     Args:
         labels: K different labels.
+        given: Colours that were chosen, by label; the others keep away from them.
 
     Returns:
-        (K, 3) uint8 RGB; no two rows are equal.
+        (K, 3) uint8 RGB; no two rows are equal but where `given` says so.
 
     Raises:
         InvalidLabelsError: If there are more labels than colours (over 255,000).
     """
+    if chosen := {label: given[label] for label in labels if given and label in given}:
+        others = [label for label in labels if label not in chosen]
+        taken = np.array(list(chosen.values()), np.uint8)
+        colors = np.empty((len(labels), 3), np.uint8)
+        is_chosen = np.array([label in chosen for label in labels])
+        colors[is_chosen] = taken  # in the order of the labels
+        colors[~is_chosen] = _colors_by_rule(others, taken)
+        return colors
+    return _colors_by_rule(labels, np.empty((0, 3), np.uint8))
+
+
+def _colors_by_rule(labels: Sequence[str], taken: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give labels their colours, (K, 3) uint8, away from those that are taken."""
     keys = [" ".join(label.casefold().split()) for label in labels]
     homes = [_HOMES.get(key, _HOMES.get(key.removesuffix("s"), -1)) for key in keys]
     # Everyday words come first, then the alphabet; the label itself settles "Sky" against "sky".
@@ -120,7 +138,7 @@ def label_colors(labels: Sequence[str]) -> NDArray[np.uint8]:
         home, step = _walk(hashes[unplaced], len(tier), salt=tier_number)
         if tier_number == 0:
             home = np.where(natural[unplaced] >= 0, natural[unplaced], home)
-        slots = _claim(home, step, len(tier))
+        slots = _claim(home, step, _far_from(tier, taken))
         placed = slots >= 0
         colors[unplaced[placed]] = tier[slots[placed]]
         unplaced = unplaced[~placed]
@@ -162,7 +180,18 @@ def _walk(
     return home.astype(np.int64), step.astype(np.int64)
 
 
-def _claim(home: NDArray[np.int64], step: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def _far_from(tier: NDArray[np.uint8], taken: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell which colours of a tier, (N,) bool, look different from all that are taken."""
+    free = np.ones(len(tier), bool)
+    if not len(taken):
+        return free
+    seen = perceived(tier)[0]
+    for color in perceived(taken)[0]:
+        free &= ((seen - color) ** 2).sum(-1) >= _APART**2
+    return free
+
+
+def _claim(home: NDArray[np.int64], step: NDArray[np.int64], free: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Let labels claim slots in rounds; in each round, the first in order gets a free slot.
 
     Rounds, so that a label that lost its home never takes the home of another one.
@@ -170,8 +199,7 @@ def _claim(home: NDArray[np.int64], step: NDArray[np.int64], size: int) -> NDArr
     Returns:
         (N,) slot of each label, or -1 when the slots did not suffice.
     """
-    slots = np.full(len(home), -1, np.int64)
-    free = np.ones(size, bool)
+    slots, size = np.full(len(home), -1, np.int64), len(free)
     waiting = np.arange(len(home))
     for turn in range(size):
         wanted = (home[waiting] + turn * step[waiting]) % size

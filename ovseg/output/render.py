@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from PIL import Image
 from ovseg.errors import InvalidArgumentError
 from ovseg.output import LabelMap
 from ovseg.output.legend import LegendEntry, draw_legend
-from ovseg.output.palette import UNDECIDED_COLOR, label_colors
+from ovseg.output.palette import RGB, UNDECIDED_COLOR, label_colors
 
 _STRIP_PIXELS = 1 << 21  # pictures are made in strips: a photo of 100 megapixels needs no copies
 _READABLE_SIDE = 256  # with a legend, smaller pictures are enlarged up to here [px]
@@ -29,6 +29,7 @@ def draw_overlay(
     outline: bool = True,
     legend: bool = True,
     shares: Sequence[float] | None = None,
+    colors: Mapping[str, RGB] | None = None,
 ) -> Image.Image:
     """Colour the regions of an image.
 
@@ -46,6 +47,7 @@ def draw_overlay(
             where the legend needs it, and an image of less than 256 pixels is enlarged by a whole
             factor; without one the picture always has the size of the image.
         shares: (K,) part of all pixels that each label has, in [0, 1], for the legend; None counts.
+        colors: Colours that were chosen, by label.
 
     Returns:
         RGB picture.
@@ -54,7 +56,7 @@ def draw_overlay(
         raise InvalidArgumentError(
             f"opacity must be between 0 (image only) and 1 (colours only); got {opacity!r}."
         )
-    colors = label_colors(labels)
+    table_colors = label_colors(labels, colors)
     panel = None
     if legend:
         if shares is None:
@@ -63,7 +65,7 @@ def draw_overlay(
         if factor > 1:
             segmentation = segmentation.repeat(factor, axis=0).repeat(factor, axis=1)
             image = None if image is None else image.repeat(factor, axis=0).repeat(factor, axis=1)
-        panel = _make_legend(labels, colors, shares, size=segmentation.shape)
+        panel = _make_legend(labels, table_colors, shares, size=segmentation.shape)
 
     height, width = segmentation.shape
     canvas_width = width if panel is None else max(width, panel.width)
@@ -71,7 +73,7 @@ def draw_overlay(
     canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
     left = (canvas_width - width) // 2
     table = np.zeros((np.iinfo(segmentation.dtype).max + 1, 3), np.uint8)
-    table[: len(labels)] = colors
+    table[: len(labels)] = table_colors
     thickness = max(1, round(min(height, width) / 500)) if outline else 0
     for rows in _strips(segmentation.shape):
         strip = segmentation[rows]
@@ -99,6 +101,7 @@ def draw_preview(
     *,
     ignore_index: int,
     image: NDArray[np.uint8] | None,
+    colors: Mapping[str, RGB] | None = None,
 ) -> Image.Image:
     """Draw an overlay that is reduced to a size for the screen; see `draw_overlay`."""
     shares = (count_pixels(segmentation, len(labels)) / segmentation.size).tolist()
@@ -109,7 +112,7 @@ def draw_preview(
         if image is not None:
             small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
             image = np.asarray(small)
-    return draw_overlay(segmentation, labels, ignore_index=ignore_index, image=image, shares=shares)
+    return draw_overlay(segmentation, labels, ignore_index=ignore_index, image=image, shares=shares, colors=colors)
 
 
 def count_pixels(segmentation: LabelMap, num_labels: int) -> NDArray[np.int64]:
@@ -200,7 +203,7 @@ def _make_legend(
     undecided = 1 - sum(shares)
     if undecided > 1e-9:
         entries.append(LegendEntry("undecided", undecided, UNDECIDED_COLOR, is_hatched=True))
-    entries.sort(key=lambda entry: -entry.share)
+    entries.sort(key=lambda entry: -(entry.share or 0))
     height, width = size
     font_size = max(_SMALLEST_FONT, round(min(0.02 * (height * width) ** 0.5, width / 24)))
     missing = [label for label, share in zip(labels, shares, strict=True) if share == 0]

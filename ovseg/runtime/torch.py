@@ -66,6 +66,11 @@ class _Placed:
         self._forward: Callable[[Any], Any] = torch.compile(self._module, dynamic=True) if compile else self._module
         self.name = f"torch:{self._device.type}"
 
+    @property
+    def module(self) -> Any:
+        """The torch module itself, in evaluation mode and without gradients, for those who train or explain it."""
+        return self._module
+
     def _tensor(self, array: NDArray[Any]) -> Any:
         import torch
 

@@ -1,0 +1,76 @@
+"""Finding and reading saved results in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ovseg.errors import InvalidImageError
+from ovseg.output.files import write_atomically
+from ovseg.result import Segmentation
+
+SUFFIXES = (".png", ".npz", ".json")
+"""Formats that a result can be loaded from, the quickest to read first."""
+_SUMMARY = "coco.json"
+"""What `ovseg segment FOLDER` writes beside the results: all of them once more."""
+
+
+def find_results(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """Find the files in a folder, and in the folders in it, that may hold results.
+
+    Hidden files, overlays (`NAME.overlay.png`) and summaries (`coco.json`) are passed over. A result that was saved in several formats
+    is one result.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        For each name (path below the folder without its suffix, with "/"), in alphabetical order, its files, the quickest to read first.
+
+    Raises:
+        InvalidImageError: If there is no such folder.
+    """
+    root = Path(os.path.expanduser(folder))
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise InvalidImageError(f"The folder {str(root)!r} {what}. Give the folder that results were saved in.")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        if path.suffix.lower() in SUFFIXES and not _is_passed_over(inside) and path.is_file():
+            found.setdefault(inside.with_suffix("").as_posix(), []).append(path)
+    for paths in found.values():
+        paths.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
+    return dict(sorted(found.items()))
+
+
+def _is_passed_over(path: Path) -> bool:
+    return path.name == _SUMMARY or path.stem.endswith(".overlay") or any(part.startswith(".") for part in path.parts)
+
+
+def first_readable(paths: Sequence[Path]) -> tuple[Path, Segmentation]:
+    """Read the first of some files that holds a result.
+
+    Raises:
+        InvalidImageError: If none does: what is wrong with the first.
+    """
+    trouble: InvalidImageError | None = None
+    for path in paths:
+        try:
+            return path, Segmentation.load(path)
+        except InvalidImageError as error:
+            trouble = trouble or error
+    raise trouble or InvalidImageError("There is no file to read.")
+
+
+def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as comma-separated values, UTF-8, complete or not at all; None leaves a field empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    with write_atomically(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,0 +1,45 @@
+"""`ovseg compare A B`: how two label maps, or two folders of them, differ."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("first", type=Path, help="result that ovseg wrote (.png, .json or .npz), or a folder of them")
+    parser.add_argument("second", type=Path, help="the other one; of two folders, results of the same name are compared")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the matrix of transitions there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--changed", type=Path, metavar="FILE", help="write a .png that is white where two maps differ")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table and write the files; 1 if a part could not be compared, which the table names."""
+    from ovseg.analysis import compare, compare_folders
+    from ovseg.errors import InvalidArgumentError
+
+    folders = options.first.is_dir(), options.second.is_dir()
+    if any(folders) and not all(folders):
+        raise InvalidArgumentError(f"Give two results or two folders; got {options.first} and {options.second}.")
+    if options.changed is not None and (all(folders) or options.changed.suffix.lower() != ".png"):
+        raise InvalidArgumentError(f"--changed names a .png for two results; got {options.changed}.")
+    found = compare_folders(options.first, options.second) if all(folders) else compare(options.first, options.second)
+    for path in (options.csv, options.json):
+        if path is not None:
+            found.save(path)
+    if options.changed is not None and found.changed is not None:
+        _write_mask(found.changed, options.changed)
+    print(found.format_table())
+    return 1 if found.unpaired else 0
+
+
+def _write_mask(changed: object, path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from ovseg.output.files import write_atomically
+
+    with write_atomically(path) as file:
+        Image.fromarray(np.asarray(changed).astype(np.uint8) * 255).save(file, "PNG")

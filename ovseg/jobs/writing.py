@@ -1,0 +1,59 @@
+"""Write results in the formats that a job can ask for, named after their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovseg.errors import OutputError
+
+if TYPE_CHECKING:
+    from ovseg.result import Segmentation
+
+SUFFIX_OF = {"overlay": ".overlay.png", "png": ".png", "json": ".json", "geojson": ".geojson", "npz": ".npz"}
+"""What is added to the stem of an image's name, by format."""
+FORMATS = tuple(SUFFIX_OF)
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What an overlay can be saved as: suffix -> Pillow's name."""
+
+
+def write_result(result: Segmentation, path: Path, kind: str, file_name: str | None = None) -> None:
+    """Write a result; the file appears complete or not at all.
+
+    Args:
+        result: The result.
+        path: Where to.
+        kind: "overlay" for a picture; anything else saves the label map by the suffix of `path`.
+        file_name: What a COCO file calls the image.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    if kind == "overlay":
+        write_picture(result, path)
+    else:
+        result.save(path, file_name=file_name if path.suffix.lower() == ".json" else None)
+
+
+def write_picture(result: Segmentation, path: Path) -> None:
+    """Write the overlay as PNG, JPEG or WebP."""
+    from ovseg.output.files import write_atomically
+
+    picture = result.overlay()
+    try:
+        with write_atomically(path) as file:
+            picture.save(file, PICTURES[path.suffix.lower()])
+    except ValueError as error:  # WebP takes at most 16,383 pixels a side
+        raise OutputError(f"Cannot write {str(path)!r}: {error}.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder {str(folder)!r}: {error.strerror}.") from error

@@ -1,0 +1,218 @@
+"""Corrections: the solve against independent computations, and what it must and must not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+from skimage.color import rgb2lab
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.kernel_ridge import KernelRidge
+
+from ovseg import correct
+from ovseg.correct import KERNEL, Kernel, View, corrected, lab, solve, tag_bias
+from ovseg.hints import Hints
+from ovseg.similarity import Grid
+
+LABELS = ["a", "b", "c"]
+
+
+def scene(height=18, width=24, cells=(18, 24), seed=0, dims=6):
+    """An image with features on a grid, and scores of three labels."""
+    chance = np.random.default_rng(seed)
+    image = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    features = chance.normal(size=(dims, *cells)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=0)
+    scores = chance.dirichlet(np.ones(3), (height, width)).astype(np.float32).transpose(2, 0, 1).copy()
+    return image, Grid(features, (height, width), (float(cells[0]), float(cells[1]))), scores
+
+
+def brute(image, features, scores, seeds, kernel=KERNEL, gram=False):
+    """Pixel by pixel with features at pixels: the definition, in float64. Gives the rise (L, H * W), or K between all pixels and seeds."""
+    height, width = image.shape[:2]
+    y, x = np.divmod(np.arange(height * width), width)
+    place = np.stack([y, x], 1) / (max(height, width) * kernel.position)
+    colour = rgb2lab(image).reshape(-1, 3) / (100, 128, 128) / kernel.colour
+    f = features.reshape(len(features), -1).astype(np.float64)
+
+    def k(p, q):
+        apart = 1 - f[:, p] @ f[:, q]
+        near = np.exp(-((place[p] - place[q]) ** 2).sum() / 2 - ((colour[p] - colour[q]) ** 2).sum() / 2 - apart / kernel.feature**2)
+        return (1 - kernel.anywhere) * near + kernel.anywhere * np.exp(-apart / kernel.anywhere_feature**2)
+
+    all_k = np.array([[k(p, q) for q in seeds.pixels] for p in range(height * width)])
+    if gram:
+        return all_k
+    logs = np.log(np.maximum(scores.reshape(len(scores), -1), 1e-4))
+    need = np.zeros((len(seeds.pixels), len(scores)))
+    for i, (q, label) in enumerate(zip(seeds.pixels, seeds.labels, strict=True)):
+        best_other = max(logs[j, q] for j in range(len(scores)) if j != label)
+        p = scores.reshape(len(scores), -1)[:, q].astype(float)
+        behind = best_other - logs[label, q]
+        need[i, label] = behind + kernel.lead + kernel.doubt * entropy(p) if behind > 0 else 0
+    noise = np.diag(kernel.noise / seeds.weights)
+    return (all_k @ np.linalg.inv(all_k[seeds.pixels] + noise) @ need).T
+
+
+HINTS = Hints.clicks({"a": (3, 4), "b": (15, 10)}, radius=1) + Hints.boxes({"c": (18, 2, 23, 8)})
+
+
+def test_the_solve_is_its_formula():
+    image, grid, scores = scene()
+    seeds = HINTS.seeds((18, 24), LABELS)
+    result = solve(View.make((18, 24), image, grid), seeds, scores.reshape(3, -1)[:, seeds.pixels])
+    expected = brute(image, grid.embedding, scores, seeds)
+    assert result.labels.tolist() == [0, 1, 2]
+    assert result.rise.transpose(2, 0, 1).reshape(3, -1) == pytest.approx(expected, abs=2e-3)
+
+
+def test_scores_are_multiplied_and_keep_their_sum():
+    image, grid, scores = scene()
+    seeds = HINTS.seeds((18, 24), LABELS)
+    expected = scores.reshape(3, -1) * np.exp(brute(image, grid.embedding, scores, seeds))
+    expected /= expected.sum(0)
+    painted = seeds.weights == 1
+    expected[:, seeds.pixels[painted]] = 0
+    expected[seeds.labels[painted], seeds.pixels[painted]] = 1
+    result = corrected(scores.copy(), seeds, image, grid).reshape(3, -1)
+    assert result == pytest.approx(expected, abs=2e-3)
+    assert result.sum(0) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_solve_is_sklearns():
+    """Kernel ridge regression on the residual, and the mean of a Gaussian process, which is the same."""
+    image, grid, scores = scene(seed=3)
+    seeds = Hints.clicks({"a": (3, 4), "b": (15, 10)}, radius=1).seeds((18, 24), LABELS)
+    own_kernel = Kernel(anywhere=0.0, feature=1e6, doubt=0.0)  # position and colour alone: an ordinary Gaussian kernel
+    result = solve(View.make((18, 24), image, grid), seeds, scores.reshape(3, -1)[:, seeds.pixels], own_kernel)
+    y, x = np.divmod(np.arange(18 * 24), 24)
+    place = np.concatenate(
+        [np.stack([y, x], 1) / (24 * own_kernel.position), rgb2lab(image).reshape(-1, 3) / (100, 128, 128) / own_kernel.colour], 1
+    )
+    logs = np.log(np.maximum(scores.reshape(3, -1)[:, seeds.pixels], 1e-4))
+    for label in (0, 1):
+        others = np.delete(logs, label, axis=0).max(0)
+        behind = others - logs[label]
+        need = np.where((seeds.labels == label) & (behind > 0), behind + own_kernel.lead, 0)
+        rise = result.rise[..., label].ravel()
+        ridge = KernelRidge(alpha=own_kernel.noise, kernel="rbf", gamma=0.5).fit(place[seeds.pixels], need)
+        assert rise == pytest.approx(ridge.predict(place), abs=2e-3)
+        process = GaussianProcessRegressor(alpha=own_kernel.noise, optimizer=None).fit(place[seeds.pixels], need)
+        assert rise == pytest.approx(process.predict(place), abs=2e-3)
+
+
+def test_features_on_a_coarser_grid_are_interpolated():
+    image, grid, scores = scene(cells=(6, 8), seed=1)
+    seeds = Hints.clicks({"a": (3, 4)}, radius=0.5).seeds((18, 24), LABELS)
+    result = solve(View.make((18, 24), image, grid), seeds, scores.reshape(3, -1)[:, seeds.pixels])
+    assert result.rise.shape == (18, 24, 1)
+    alone = Kernel(anywhere=0.0)
+    near = correct._Alike(View.make((18, 24), None, grid), seeds.pixels, alone).to_seeds_times(np.ones((1, 1), np.float32))[..., 0]
+    # at the centre of a cell of the features the kernel is exact
+    y, x = 3 * 4 + 1, 3 * 6 + 1
+    seed = correct._features_at(grid, *(type(a)(a.low[i : i + 1], a.high[i : i + 1], a.weight[i : i + 1])
+                                        for a, i in zip(grid.axes, (4, 3), strict=True)))[:, 0]  # fmt: skip
+    seed /= np.linalg.norm(seed)
+    apart = 1 - grid.embedding[:, 4, 6] @ seed
+    expected = np.exp(-((y - 4) ** 2 + (x - 3) ** 2) / (2 * (24 / 3) ** 2) - apart / alone.feature**2)
+    assert near[y, x] == pytest.approx(expected, rel=1e-3)
+
+
+def test_lab_is_skimages():
+    colours = np.random.default_rng(0).integers(0, 256, (1000, 1, 3)).astype(np.float32)
+    assert lab(colours) == pytest.approx(rgb2lab(colours / 255), abs=0.15)
+
+
+def test_cells_average_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    means = correct._means(image, 3)
+    assert means.shape == (3, 4, 3)
+    assert means[1, 2] == pytest.approx(image[3:6, 6:9].mean((0, 1)), abs=1e-3)
+    assert means[2, 3] == pytest.approx(image[6:, 9:].mean((0, 1)), abs=1e-3)
+
+
+def test_large_images_are_solved_on_few_cells():
+    view = View.make((2000, 3001), np.zeros((2000, 3001, 3), np.uint8), None)
+    assert np.prod(view.size) <= correct.MAX_CELLS
+    cells = view.cells_of(np.array([0, 2000 * 3001 - 1]))
+    assert cells.tolist() == [0, np.prod(view.size) - 1]
+
+
+def test_a_hint_that_agrees_changes_nothing_else():
+    image, grid, scores = scene()
+    scores[:] = np.array([0.98, 0.01, 0.01], np.float32)[:, None, None]
+    seeds = Hints.clicks({"a": (5, 5)}).seeds((18, 24), LABELS)
+    result = corrected(scores.copy(), seeds, image, grid)
+    rest = np.ones(18 * 24, bool)
+    rest[seeds.pixels] = False
+    assert result.reshape(3, -1)[:, rest] == pytest.approx(scores.reshape(3, -1)[:, rest], abs=1e-6)
+
+
+def test_what_was_painted_stays_painted():
+    image, grid, scores = scene()
+    scores[:] = np.array([1, 0, 0], np.float32)[:, None, None]
+    mask = np.zeros((18, 24), bool)
+    mask[2:9, 3:20] = np.random.default_rng(0).random((7, 17)) < 0.5
+    seeds = (Hints.scribbles({"b": mask}) + Hints.clicks({"c": (20, 15)})).seeds((18, 24), LABELS)
+    result = corrected(scores.copy(), seeds, image, grid).argmax(0).ravel()
+    assert np.array_equal(result[seeds.pixels], seeds.labels)
+
+
+def test_alike_regions_follow_and_others_do_not():
+    """Two halves of different colour and features: a click moves its own half only."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[:, 40:] = (200, 180, 20)
+    features = np.zeros((2, 15, 20), np.float32)
+    features[0, :, :10], features[1, :, 10:] = 1, 1
+    scores = np.full((2, 60, 80), 0.5, np.float32)
+    scores[0] = 0.7
+    scores[1] = 0.3
+    seeds = Hints.clicks({"b": (10, 30)}).seeds((60, 80), ["a", "b"])
+    result = corrected(scores, seeds, image, Grid(features, (60, 80), (15.0, 20.0))).argmax(0)
+    assert (result[:, :36] == 1).mean() > 0.95 and (result[:, 44:] == 0).all()
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("with_grid", [True, False])
+def test_without_colour_or_features(with_image, with_grid):
+    image, grid, scores = scene()
+    seeds = HINTS.seeds((18, 24), LABELS)
+    result = corrected(scores.copy(), seeds, image if with_image else None, grid if with_grid else None)
+    assert np.isfinite(result).all() and (result >= 0).all() and (result <= 1 + 1e-6).all()
+
+
+def test_scores_that_do_not_sum_to_one_keep_their_sum():
+    image, grid, scores = scene()
+    scores *= np.random.default_rng(1).random((1, 18, 24)).astype(np.float32)
+    seeds = HINTS.seeds((18, 24), LABELS)
+    result = corrected(scores.copy(), seeds, image, grid).reshape(3, -1)
+    rest = np.ones(18 * 24, bool)
+    rest[seeds.pixels[seeds.weights == 1]] = False
+    assert result.sum(0)[rest] == pytest.approx(scores.reshape(3, -1).sum(0)[rest], rel=1e-4)
+
+
+def test_long_strokes_are_thinned_over_their_length():
+    image, grid, scores = scene(120, 160, (30, 40))
+    mask = np.zeros((120, 160), bool)
+    mask[50:70, 5:155] = True
+    seeds = (Hints.scribbles({"b": mask}) + Hints.clicks({"a": (20, 20)})).seeds((120, 160), LABELS)
+    view = View.make((120, 160), image, grid)
+    cells, labels, _, _ = correct._by_cell(view, seeds, scores.reshape(3, -1)[:, seeds.pixels])
+    chosen = correct._spread(view, cells, labels)
+    assert len(cells) > correct.MAX_SEEDS >= len(chosen)
+    assert (labels[chosen] == 0).sum() == (labels == 0).sum()  # the click keeps all its seeds
+    x = cells[chosen][labels[chosen] == 1] % view.size[1]
+    assert x.min() < 15 and x.max() > 145 and np.diff(np.sort(x)).max() < 10
+
+
+def test_one_label_alone():
+    image, grid, _ = scene()
+    scores = np.ones((1, 18, 24), np.float32)
+    seeds = Hints.clicks({"a": (5, 5)}).seeds((18, 24), ["a"])
+    assert (corrected(scores, seeds, image, grid) == 1).all()
+
+
+def test_tags_are_a_soft_prior():
+    seeds = (Hints.tags("b") + Hints.clicks({"c": (3, 3)})).seeds((9, 9), ["a", "b", "c", "d", "wall"])
+    bias = tag_bias(seeds, np.array([0, 1, 2, 3, 3, 4]), 4)
+    assert bias.tolist() == [correct.TAG_BIAS, 0, 0, correct.TAG_BIAS, correct.TAG_BIAS, 0]

@@ -3,10 +3,10 @@
 Kernel ridge regression on the residual. Let P be the scores that the words gave and Q the pixels that were painted (the seeds). At a
 seed that is said to be y, the logarithm of its score has to rise by
 
-    r_y(q) = b + lead + doubt H(P(q))  if b > 0, else 0,    with b = max_{j != y} ln P_j(q) - ln P_y(q),
+    r_y(q) = max(0, max_{j != y} ln P_j(q) - ln P_y(q) + lead + doubt H(P(q)))
 
-for y to be ahead of all others, by more where the words were in doubt (H is the entropy of P): there, words should have less of a say around
-the seed, too. No other label has to change. The corrected scores are
+for y to be ahead of all others, by more where the words were in doubt (H is the entropy of P): there they should have less of a say
+around the seed, too. No other label has to change. The corrected scores are
 
     ln S(p) = ln P(p) + k(p, Q) (K_QQ + E)^-1 r(Q) - ln Z(p),    E = diag(noise / weight_q),
 
@@ -232,8 +232,7 @@ def _short_of(prior: Floats, labels: Integers, kernel: Kernel) -> NDArray[np.flo
     if len(logs) == 1:
         return np.zeros(len(labels))
     logs[labels, here] = -np.inf
-    behind = logs.max(0) - own
-    return np.asarray(np.where(behind > 0, behind + kernel.lead + kernel.doubt * entropy, 0))
+    return np.asarray(np.maximum(logs.max(0) - own + kernel.lead + kernel.doubt * entropy, 0))
 
 
 def corrected(scores: Floats, seeds: Seeds, image: NDArray[np.uint8] | None, grid: Grid | None, kernel: Kernel = KERNEL) -> Floats:

@@ -6,9 +6,9 @@ With v the mean of the features in the regions and u that of the features around
 
 a step, from the words, of the nearest-mean classifier of "is it the region". How far to go is asked of the examples themselves: `STEPS` are
 tried, and how well the label, against all other words, covers the regions (IoU). If no step is clearly better than the words alone (by
-`CLEARLY`), the words stay as they are: a word that the model knows needs no picture. Otherwise the least step is taken that brings `PART`
-of what the best would bring, as steps that fit few examples perfectly take too much elsewhere. What was looked at is tied to the model whose
-features it is made of.
+`CLEARLY`), the words stay as they are: a word that the model knows needs no picture. Otherwise the least step is taken that brings
+`PART` of what the best would bring, as steps that fit few examples perfectly take too much elsewhere. What was looked at is tied to the
+model whose features it is made of.
 """
 
 from __future__ import annotations

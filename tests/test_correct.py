@@ -48,8 +48,7 @@ def brute(image, features, scores, seeds, kernel=KERNEL, gram=False):
     for i, (q, label) in enumerate(zip(seeds.pixels, seeds.labels, strict=True)):
         best_other = max(logs[j, q] for j in range(len(scores)) if j != label)
         p = scores.reshape(len(scores), -1)[:, q].astype(float)
-        behind = best_other - logs[label, q]
-        need[i, label] = behind + kernel.lead + kernel.doubt * entropy(p) if behind > 0 else 0
+        need[i, label] = max(0, best_other - logs[label, q] + kernel.lead + kernel.doubt * entropy(p))
     noise = np.diag(kernel.noise / seeds.weights)
     return (all_k @ np.linalg.inv(all_k[seeds.pixels] + noise) @ need).T
 
@@ -92,8 +91,7 @@ def test_the_solve_is_sklearns():
     logs = np.log(np.maximum(scores.reshape(3, -1)[:, seeds.pixels], 1e-4))
     for label in (0, 1):
         others = np.delete(logs, label, axis=0).max(0)
-        behind = others - logs[label]
-        need = np.where((seeds.labels == label) & (behind > 0), behind + own_kernel.lead, 0)
+        need = np.where(seeds.labels == label, np.maximum(others - logs[label] + own_kernel.lead, 0), 0)
         rise = result.rise[..., label].ravel()
         ridge = KernelRidge(alpha=own_kernel.noise, kernel="rbf", gamma=0.5).fit(place[seeds.pixels], need)
         assert rise == pytest.approx(ridge.predict(place), abs=2e-3)

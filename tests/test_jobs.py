@@ -20,6 +20,7 @@ from PIL import Image
 
 import ovseg
 from ovseg.errors import InvalidArgumentError, InvalidImageError, OutputError
+from ovseg.jobs import blas
 from ovseg.jobs.folder import FolderJob, segment_folder
 from ovseg.jobs.images import Item, find_images, plan
 from ovseg.jobs.manifest import MANIFEST, Manifest
@@ -105,6 +106,25 @@ def test_in_order_lets_errors_out_in_their_place() -> None:
     assert [next(made) for _ in range(4)] == [1 / (number - 4) for number in range(4)]
     with pytest.raises(ZeroDivisionError):
         next(made)
+
+
+def test_matrix_products_keep_to_their_thread_while_several_work() -> None:
+    functions = blas._functions()
+    if functions is None:
+        pytest.skip("NumPy has no OpenBLAS of its own here")
+    get, put = functions
+    before = get()
+    try:
+        put(2)
+        outer = in_order(range(8), lambda _: get(), 2)
+        assert next(outer) == 1
+        assert list(in_order(range(8), lambda _: get(), 2)) == [1] * 8
+        assert get() == 1  # the outer one is still at it
+        outer.close()  # type: ignore[attr-defined]
+        assert get() == 2
+        assert list(in_order(range(3), lambda _: get(), 1)) == [2] * 3
+    finally:
+        put(before)
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, None), (None, 0), (True, None), (1.5, None), (None, "2")])

@@ -58,8 +58,9 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidArgumentError(f"--diagram names a .png; got {options.diagram.name!r}.")
     if options.clicker and options.hints is None:
         raise InvalidArgumentError("--clicker belongs to --hints.")
-    if options.hints is not None and (options.calibrate or options.refine or options.boundary is not None or options.size or options.window):
-        raise InvalidArgumentError("--hints is not for --calibrate, --refine, --boundary, --size or --window.")
+    others = (options.calibrate, options.refine, options.boundary is not None, options.size, options.window)
+    if options.hints is not None and any(others):
+        raise InvalidArgumentError("--hints goes with none of --calibrate, --refine, --boundary, --size, --window.")
     datasets = [Dataset.open(folder, labels=options.labels) for folder in options.folder]
     fit_on = [Dataset.open(folder) for folder in options.fit_on or ()]
     segmenter = load_model(options)

@@ -39,7 +39,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", choices=WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")
     parser.add_argument("--tags", action="append", metavar="WORD", help="label that is in the picture, may repeat; 'auto' finds out")
     parser.add_argument("--refine", choices=METHODS, help="draw the label map to the edges of the image")
-    parser.add_argument("--hints", metavar="FILE", help="strokes on the image: a .png of indices or overlay colours, or .json (`Hints.save`)")
+    parser.add_argument("--hints", metavar="FILE", help="strokes on the image: .png of indices or overlay colours, or .json of Hints.save")
     parser.add_argument("-q", "--quiet", action="store_true", help="print no table, show no progress")
     segment_folder.declare(parser)
     segment_video.declare(parser)

@@ -6,9 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 from ovseg.errors import InvalidArgumentError
+from ovseg.jobs.blas import single_threaded
 
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
@@ -61,7 +63,7 @@ def in_order(things: Iterable[Thing], make: Callable[[Thing], Made], workers: in
     Yields:
         What `make` returned.
     """
-    with ThreadPoolExecutor(workers, "ovseg") as pool:
+    with single_threaded() if workers > 1 else nullcontext(), ThreadPoolExecutor(workers, "ovseg") as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for thing in things:

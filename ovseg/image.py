@@ -191,6 +191,8 @@ def _missing_advice(path: str) -> str:
 
     folder, file_name = os.path.split(path)
     try:
+        if os.path.islink(path):
+            return f": it is a link to {os.readlink(path)[:200]!r}, which is not there"
         if folder and not os.path.isdir(folder):
             return f" (there is no folder {folder[:200]!r})"
         with os.scandir(folder or ".") as entries:

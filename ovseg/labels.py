@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias
@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 from ovseg.errors import InvalidLabelsError
 from ovseg.prompts import MAX_LABELS, Template, Templates, check_word, fold, list_items, parse_templates, show
 from ovseg.templates import TemplateSet
-from ovseg.vocabulary_files import Entries
 
 Color: TypeAlias = "str | Sequence[int] | None"
 """A colour as "#rrggbb" or as three numbers from 0 to 255."""
@@ -102,22 +101,22 @@ class Label:
 _NOTHING_SAID = {"color": None, "templates": None, "threshold": None, "parent": None, "examples": ()}
 
 
-def label_entries(labels: str | Label | Iterable[str | Label | Iterable[str]]) -> Entries:
-    """List the words of labels, unchecked, with where each label stands."""
+def label_entries(labels: str | Label | Iterable[str | Label | Iterable[str]]) -> Iterator[tuple[str, list[Any]]]:
+    """List the words of labels, unchecked, with where each label stands; one at a time, so that the first error comes soon."""
     if isinstance(labels, str):
-        return [("labels", [labels])]
+        yield "labels", [labels]
+        return
     if isinstance(labels, Label):
-        return [("labels", list(labels.words))]
-    entries: Entries = []
+        yield "labels", list(labels.words)
+        return
     for i, entry in enumerate(list_items(labels, "labels", "a label or a sequence of labels")):
         where = f"labels[{i}]"
         if isinstance(entry, str):
-            entries.append((where, [entry]))
+            yield where, [entry]
         elif isinstance(entry, Label):
-            entries.append((where, list(entry.words)))
+            yield where, list(entry.words)
         else:
-            entries.append((where, list_items(entry, where, "a word or a sequence of synonyms")))
-    return entries
+            yield where, list_items(entry, where, "a word or a sequence of synonyms")
 
 
 def check_labels(groups: Iterable[tuple[str, list[Any]]], *, empty: str = "labels is empty.") -> tuple[tuple[str, ...], ...]:

@@ -121,14 +121,46 @@ def read_document(path: str | os.PathLike[str]) -> Any:
     text = _read_text(shown)
     if shown.lower().endswith(".json"):
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_mapping)
         except (ValueError, RecursionError) as error:
             raise InvalidLabelsError(f"The vocabulary {shown!r} is not JSON: {error}.") from error
     yaml = _yaml(shown)
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_nodes(node)
+        return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidLabelsError(f"The vocabulary {shown!r} is not YAML: {' '.join(str(error).split())}.") from error
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping of a JSON object; of keys that stand twice json.loads would keep the last and drop what the others say."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice in one mapping")
+        found[key] = value
+    return found
+
+
+def _check_nodes(root: Any) -> None:
+    """Refuse keys that stand twice in a mapping of YAML, as `_mapping` does; the safe loader keeps the last."""
+    open_nodes, seen = [root], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if id(node) in seen or not isinstance(getattr(node, "value", None), list):  # aliases may lead back; a scalar holds text
+            continue
+        seen.add(id(node))
+        keys: set[tuple[str, str]] = set()
+        for entry in node.value:
+            if isinstance(entry, tuple):
+                key = entry[0]
+                if isinstance(key.value, str):
+                    if (key.tag, key.value) in keys:
+                        raise ValueError(f"the key {key.value!r} stands twice in one mapping, again in line {key.start_mark.line + 1}")
+                    keys.add((key.tag, key.value))
+            open_nodes.extend(entry if isinstance(entry, tuple) else [entry])
 
 
 def format_document(document: Any, name: str) -> str:

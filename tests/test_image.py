@@ -110,6 +110,15 @@ def test_missing_file_suggests_close_names(tmp_path: Path, rgb: np.ndarray) -> N
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
+    try:
+        (tmp_path / "beach.jpg").symlink_to("gone.jpg")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    with pytest.raises(InvalidImageError, match=r"no such image file: .*beach.jpg': it is a link to 'gone.jpg', which is not there"):
+        load_image(tmp_path / "beach.jpg")
+
+
 def test_missing_file_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,11 @@ def test_a_document_is_as_short_as_it_can_be(tmp_path: Path) -> None:
         ("a.json", '{"labels": [{"synonyms": ["sky"]}]}', r"labels\[0\] has no `name`"),
         ("a.json", '{"labels": ["sky", 3]}', r"a.json': labels\[1\]"),
         ("a.json", '{"labels": []}', "labels is empty"),
+        ("a.json", '{"labels": ["sky"], "labels": ["road"]}', "'labels' stands twice"),
+        ("a.json", '{"labels": [{"name": "sky", "name": "road"}]}', "'name' stands twice"),
+        ("a.yaml", "labels: [sky]\nlabels: [road]", "'labels' stands twice in one mapping, again in line 2"),
+        ("a.yaml", "labels:\n- {name: sky, name: road}", "'name' stands twice in one mapping, again in line 2"),
+        ("a.yaml", "&a\n- *a", r"labels\[0\]"),
         ("a.yaml", "labels: [sky", "is not YAML"),
         ("a.yaml", "labels: [no]", r"labels\[0\].*False"),
         ("a.yaml", "!!python/object:os.system {}", "is not YAML"),
@@ -263,6 +268,12 @@ def test_damaged_documents_are_refused(tmp_path: Path, name: str, content: str, 
     (tmp_path / name).write_text(content)
     with pytest.raises(InvalidLabelsError, match=message):
         Vocabulary.load(tmp_path / name)
+
+
+def test_yaml_merges_are_no_double_keys(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "a.yaml").write_text("labels:\n- &b {name: sky, threshold: 0.2}\n- {<<: *b, name: road}\n")
+    assert Vocabulary.load(tmp_path / "a.yaml") == Vocabulary([Label("sky", threshold=0.2), Label("road", threshold=0.2)])
 
 
 def test_yaml_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

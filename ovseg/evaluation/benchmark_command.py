@@ -175,7 +175,7 @@ def run_plan(plan: Plan) -> Report:
     models = _load_all(plan, report.notes)
     if "labels" in plan.parts or "floor" in plan.parts:
         counts = plan.counts if "labels" in plan.parts else plan.counts[:1]
-        ready = [Entry(model.give, model.options.get("dtype") or "float32", model.options.get("weights") == "random") for model in models]
+        ready = [Entry(model.give, model.dtype, model.options.get("weights") == "random") for model in models]
         found = compare(ready, plan.image_size, counts, plan.repeats, limit=plan.limit, **plan.segment)
         found = [replace(result, load_seconds=model.seconds) for result, model in zip(found, models, strict=True)]
         report.models.extend(found)
@@ -245,8 +245,14 @@ class _Model:
     seconds: float
 
     @property
+    def dtype(self) -> str:
+        """What was asked for, or what an exported folder was made with."""
+        made: str = self.options.get("dtype") or self.segmenter.card.options.get("export", {}).get("dtype", "float32")
+        return made
+
+    @property
     def title(self) -> str:
-        title = f"{self.segmenter.name}, {self.segmenter.device}, {self.options.get('dtype') or 'float32'}"
+        title = f"{self.segmenter.name}, {self.segmenter.device}, {self.dtype}"
         return f"{title}, random weights" if self.options.get("weights") == "random" else title
 
     def give(self) -> Segmenter:

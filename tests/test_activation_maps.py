@@ -118,7 +118,7 @@ def test_maps_of_words_average_to_the_answer_for_the_whole_image(segmenter: ovse
     logits = segmenter.card.logit_scale * segmenter.encode_text(labels) @ (mean / np.linalg.norm(mean))
     np.testing.assert_allclose(maps.mean((1, 2)), logits, rtol=1e-4)
     scores = segmenter.classify(features, ["sky", "grass", "road"]).scores  # one name each: classify takes the best of synonyms
-    single = text_activation_map(segmenter, features, ["sky", "grass", "road"]).mean((1, 2))
+    single = text_activation_map(segmenter, features, ["sky", "grass", "road"]).mean((1, 2)) / segmenter.card.temperature
     np.testing.assert_allclose(np.exp(single) / np.exp(single).sum(), scores, rtol=1e-3)
     half = maps.shape[1] // 2
     assert maps[0, :half].mean() > maps[0, half:].mean() and maps[1, half:].mean() > maps[1, :half].mean()

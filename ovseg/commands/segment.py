@@ -29,7 +29,7 @@ AUTO = "auto"
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     word_options(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file (.png .json .geojson .npz; by tiles .tif .npy .zarr) or folder")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file (.png .json .geojson .npz; .tif .npy .zarr) or folder")
     parser.add_argument("--overlay", type=Path, metavar="FILE", help="write the overlay of one image there")
     parser.add_argument("--format", action="append", choices=FORMATS, help="what to write into OUT (overlay; for a FOLDER png); may repeat")
     parser.add_argument("--background", action="append", metavar="WORD", help="word for everything else, may repeat; 'auto' for a list")

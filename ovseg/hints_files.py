@@ -18,7 +18,8 @@ from ovseg.output.rle import decode_rle
 from ovseg.vocabulary import clean_label
 
 if TYPE_CHECKING:
-    from ovseg.hints import Hints, Mark
+    from ovseg.hints import Hints
+    from ovseg.marks import Mark
 
 FORMAT = "ovseg hints"
 _LABELS_KEY = "ovseg:labels"  # as in the index PNGs of results
@@ -96,7 +97,8 @@ def _parse_json(data: bytes, name: str) -> Hints:
 
 
 def _read_entry(entry: object) -> Hints:
-    from ovseg.hints import RADIUS, Hints
+    from ovseg.hints import Hints
+    from ovseg.marks import RADIUS
 
     if not isinstance(entry, dict) or (unknown := entry.keys() - _KEYS):
         what = f"unknown keys {sorted(unknown)}" if isinstance(entry, dict) else f"{entry!r:.100}"

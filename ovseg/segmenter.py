@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg import decide, similarity, tagging
-from ovseg.correct import corrected, tag_bias
+from ovseg.alike import Cells, View
+from ovseg.correct import Corrected, corrected
 from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError
 from ovseg.examples import Shown, look, with_shown
 from ovseg.features import ImageFeatures
@@ -227,22 +228,28 @@ class Segmenter:
         if asked.hints is not None:
             features = image if isinstance(image, ImageFeatures) else None
             asked = replace(asked, seeds=asked.hints.seeds(answer.grid.image_size, question.answer_words), features=features)
-            if asked.seeds is not None and asked.seeds.tags:
-                answer = self._biased(answer, question, tag_bias(asked.seeds, question.row_answers, question.rules.count))
-        if asked.tags is not None:
+        if asked.tags is not None or (asked.seeds is not None and asked.seeds.tags):
             answer = self._biased(answer, question, self._tag_prior(answer, question, words, asked.tags, asked.seeds))
         if question.exclusive:
             answer = self._biased(answer, question, question.exclusion(self._row_strips(answer, question)))
-        rules = question.rules
-        if question.plain and not asked.more:
-            decision = decide.from_map(self._model.label_map(answer, question.owner), rules)
-        else:
-            strips = self._strips(answer, question, asked)
-            decision = decide.decide(strips, answer.grid.image_size, rules, scores=asked.scores, confidence=asked.confidence)
+        decision = self._decide(answer, question, asked)
         return Segmentation(
             decision.segmentation, question.labels, decision.ignore_index, decision.scores, answer.image, self.name,
             confidence=decision.confidence, entropy=decision.entropy, colors=question.colors,
         )  # fmt: skip
+
+    def _decide(self, answer: Answer, question: Question, asked: _Asked) -> decide.Decision:
+        """Decide about every pixel; where nothing but the best label is asked for, without making all scores."""
+        rules, size = question.rules, answer.grid.image_size
+        hinted = self._corrected(answer, question, asked.seeds, asked.features) if asked.seeds is not None and asked.pointed else None
+        if rules.plain and not asked.more and (hinted is not None or question.plain):
+            best = self._model.label_map(answer, question.owner) if hinted is None else hinted.label_map()
+            return decide.from_map(best, rules)
+        strips = question.answered(self._row_strips(answer, question)) if hinted is None else hinted.strips()
+        if asked.refine is not None:
+            dense = decide.gather(strips, rules.count + question.others, size)
+            strips = decide.cut(self._refined(dense, answer, asked.refine))
+        return decide.decide(strips, size, rules, scores=asked.scores, confidence=asked.confidence)
 
     def _read(self, question: Question) -> tuple[Question, Any]:
         """Let the model read the words, and warn once of labels that mean nearly the same."""
@@ -288,17 +295,19 @@ class Segmenter:
         return 1.0 if self._card.activation == "none" else self._card.temperature
 
     def _tag_prior(
-        self, answer: Answer, question: Question, words: Any, tags: Tags, seeds: Seeds | None
+        self, answer: Answer, question: Question, words: Any, tags: Tags | None, seeds: Seeds | None
     ) -> NDArray[np.float32]:
         """Say how likely it is that each row is in the picture at all: (R,) float32 log-prior; what a person pointed at surely is."""
         labels = question.rows - question.others
         if tags == tagging.AUTO:
             small = self._model.glance(answer, words)
             prior = tagging.auto_prior(tagging.evidence(self._row_strips(small, question), question.rows), labels)
-        else:
+        elif tags is not None:
             answers = question.row_answers.tolist()  # a tag may be what is answered, of which a row may be only a part
             names = [[*group, *question.labels[row : row + 1]] for row, group in zip(answers, question.groups, strict=True)]
             prior = tagging.listed_prior(tags, names, labels)
+        else:
+            prior = tagging.listed_prior((), question.groups, labels)
         if seeds is not None:
             prior[np.isin(question.row_answers, sorted(seeds.tags | seeds.pointed_at))] = 0
         return prior
@@ -316,17 +325,13 @@ class Segmenter:
             by_name=question.combine == "max",
         )  # fmt: skip
 
-    def _strips(self, answer: Answer, question: Question, asked: _Asked) -> decide.Strips:
-        """Make the scores of what is answered, then of background words; in [0, 1]."""
-        strips = question.answered(self._row_strips(answer, question))
-        if not asked.dense:
-            return strips
-        dense = decide.gather(strips, question.rules.count + question.others, answer.grid.image_size)
-        if asked.seeds is not None:
-            corrected(dense, asked.seeds, answer.image, self._grid_of(asked.features))
-        if asked.refine is not None:
-            dense = self._refined(dense, answer, asked.refine)
-        return decide.cut(dense)
+    def _corrected(self, answer: Answer, question: Question, seeds: Seeds, features: ImageFeatures | None) -> Corrected:
+        """Let hints correct the scores of what is answered, and of background words."""
+        view = View.make(answer.grid.image_size, answer.image, self._grid_of(features))
+        stride = min(int(pixels / cells) for pixels, cells in zip(answer.grid.image_size, answer.grid.extent, strict=True))
+        cells = Cells(view.cells.image_size, max(1, min(view.cells.side, stride)))  # none coarser than the answer itself
+        strips = question.answered(self._row_strips(replace(answer, grid=cells.read(answer.grid)), question))
+        return corrected(decide.gather(strips, question.rules.count + question.others, cells.size), cells, seeds, view)
 
     def _grid_of(self, features: ImageFeatures | None) -> similarity.Grid | None:
         if features is None:
@@ -434,14 +439,14 @@ class _Asked:
             check_method(self.refine)
 
     @property
-    def dense(self) -> bool:
-        """Whether the scores of all pixels are needed at once."""
-        return self.refine is not None or (self.seeds is not None and len(self.seeds.pixels) > 0)
+    def pointed(self) -> bool:
+        """Whether there are hints with pixels."""
+        return self.seeds is not None and len(self.seeds.pixels) > 0
 
     @property
     def more(self) -> bool:
         """Whether more than the best label is asked for."""
-        return self.scores or self.confidence or self.dense
+        return self.scores or self.confidence or self.refine is not None
 
 
 def _part(name: str, value: float) -> float:

@@ -153,13 +153,13 @@ def first_equal(text: Floats) -> Indices:
 
 
 def label_map(
-    grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET
+    grid: Grid, text: Floats | None, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET
 ) -> Labels:
     """Find the best label of every pixel: argmax of the interpolated logits, ties to the first name.
 
     Args:
         grid: The features.
-        text: (N, D) float32 embeddings of all names, L2-normalised.
+        text: (N, D) float32 embeddings of all names, L2-normalised; None where the features are the logits already.
         owner: (N,) the label that each name belongs to, not decreasing.
         scale: Multiplier of the cosine.
         budget: Bytes of working memory.
@@ -168,19 +168,21 @@ def label_map(
         (H, W) indices of labels, of the smallest unsigned type that holds the number of labels.
     """
     label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
-    if (again := first_equal(text) != np.arange(len(text))).any():
-        text, label = text[~again], label[~again]
-    text = text * np.float32(scale)
+    if text is not None:
+        if (again := first_equal(text) != np.arange(len(text))).any():
+            text, label = text[~again], label[~again]
+        text = text * np.float32(scale)
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
     third = budget // 3  # for logits, for pixels, for the candidates of pixels
-    cells = third // (16 * len(text) + 4 * len(grid.embedding))
+    cells = third // (16 * len(label) + 4 * len(grid.embedding))
     wide = max(2, min(grid.embedding.shape[2], cells // 2))
     pixels = third // 64
     for across, cells_across, x in columns.parts(wide, max(1, pixels)):
         for down, cells_down, y in rows.parts(max(2, cells // wide), max(1, pixels // len(x.low))):
             part = grid.embedding[:, cells_down, cells_across]
-            logits = part.reshape(len(part), -1).T @ text.T  # names last: the best of a cell is found in one run through memory
+            logits = part.reshape(len(part), -1).T  # names last: the best of a cell is found in one run through memory
+            logits = np.ascontiguousarray(logits) if text is None else logits @ text.T
             best[down, across] = _best_labels(logits, part.shape[2], label, y, x, third)
     return best
 
@@ -233,26 +235,29 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
     pixel = np.flatnonzero(mixed[cell])
     cells = np.flatnonzero(mixed)
     begin, names = _candidates(logits, cells, corners)
-    place = np.cumsum(mixed) - 1  # of each mixed cell among them
     count = np.diff(begin)
-    pixel = pixel[np.argsort(count[place[cell[pixel]]], kind="stable")]  # the fewest candidates first
-    candidates = count[place[cell[pixel]]]
+    place = (np.cumsum(mixed) - 1)[cell[pixel]]  # of each pixel's cell among the mixed ones
+    order = np.lexsort((place, count[place]))  # the fewest candidates first, and cell by cell
+    pixel, place = pixel[order], place[order]
+    candidates = count[place]
     start = 0
     while start < len(pixel):
         many = int(candidates[start])
         stop = int(np.searchsorted(candidates, many, side="right"))
         stop = min(stop, start + max(1, budget // (48 * many)))
-        part = pixel[start:stop]
+        part, there = pixel[start:stop], place[start:stop]
+        fresh = np.diff(there, prepend=-1) != 0
+        those, here = there[fresh], np.cumsum(fresh) - 1  # the cells of these pixels, and which of them each pixel is in
+        name = names[begin[those][:, None] + np.arange(many)]  # (M, many)
         y, x = np.divmod(part, len(columns.low))
-        name = names[begin[place[cell[part]]][:, None] + np.arange(many)]  # (P, many)
-        low, high = rows.low[y][:, None] * w, rows.high[y][:, None] * w
-        left, right = columns.low[x][:, None], columns.high[x][:, None]
-        down, across = rows.weight[y][:, None], columns.weight[x][:, None]
-        value = (1 - down) * (1 - across) * logits[low + left, name]
-        value += (1 - down) * across * logits[low + right, name]
-        value += down * (1 - across) * logits[high + left, name]
-        value += down * across * logits[high + right, name]
-        result[part] = label[np.take_along_axis(name, value.argmax(1)[:, None], 1)[:, 0]]
+        down, across = rows.weight[y], columns.weight[x]
+        weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across)
+        value = np.zeros((len(part), many), np.float32)
+        for corner, weight in zip(corners, weights, strict=True):
+            term = logits[corner[cells[those]][:, None], name].take(here, 0)
+            term *= weight[:, None]
+            value += term
+        result[part] = label[name[here, value.argmax(1)]]
         start = stop
     return result.reshape(len(rows.low), -1)
 

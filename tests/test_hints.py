@@ -13,7 +13,8 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from ovseg.errors import InvalidArgumentError, InvalidLabelsError, OutputError
-from ovseg.hints import BOX_WEIGHT, RADIUS, Hints
+from ovseg.hints import Hints
+from ovseg.marks import BOX_WEIGHT, RADIUS
 from ovseg.output.palette import label_colors
 
 LABELS = ["sky", ("grass", "lawn"), "dog", "cat"]

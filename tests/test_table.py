@@ -73,3 +73,5 @@ def test_the_gap_is_what_lies_between_seeds_alone_and_full_masks() -> None:
 def test_rows_that_do_not_exist_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no row 'SSL'"):
         lecture_table(data, tmp_path, rows=("SSL",))
+    with pytest.raises(InvalidArgumentError, match="'masks'"):
+        lecture_table(data, tmp_path, supervision="masks")

@@ -36,7 +36,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sigma-rgb", type=float, default=15.0, help="difference of colours that is small, of 255 (15)")
     parser.add_argument("--pooling", default="rank", help="how a tag looks at pixels: max, log-sum-exp, noisy-or, rank (rank)")
     parser.add_argument("--steps", type=int, default=600, help="batches (600)")
-    parser.add_argument("--warmup", type=int, help="batches before the losses that need no labels begin (two thirds)")
+    parser.add_argument("--warmup", type=int, help="batches before the losses that need no labels begin; the rate rises anew (two thirds)")
     parser.add_argument("--batch", type=int, default=4, help="images of a batch (4)")
     parser.add_argument("--rate", type=float, help="learning rate (1e-3 for a head, 1e-5 for everything)")
     parser.add_argument("--size", type=int, help="short side the network sees [px] (the model's own)")
@@ -117,7 +117,15 @@ def _table(options: argparse.Namespace, settings: Settings) -> int:
 
     if options.loss or options.weights or options.model != "mini" or options.train != "head":
         raise InvalidArgumentError("--table trains the head of mini with losses of its own: leave out --loss, --weights, -m and --train.")
-    rows = lecture_table(options.folder, options.output, teachers=options.teachers, settings=settings, split=options.split)
+    rows = lecture_table(
+        options.folder,
+        options.output,
+        teachers=options.teachers,
+        settings=settings,
+        supervision="scribbles" if options.supervision == "full" else options.supervision,
+        share=options.share,
+        split=options.split,
+    )
     print(format_table(rows))
     return 0
 

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ovseg.alike import View
 from ovseg.correct import corrected
 from ovseg.errors import InvalidArgumentError
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.evaluate import spread
 from ovseg.evaluation.metrics import ConfusionMatrix
 from ovseg.features import ImageFeatures
-from ovseg.hints import RADIUS, Hints
+from ovseg.hints import Hints
+from ovseg.marks import RADIUS
 from ovseg.output.files import write_atomically
 from ovseg.output.regions import region_map
 from ovseg.segmenter import Segmenter
@@ -175,10 +177,12 @@ def evaluate_hints(
         def without_words(
             hints: Hints, features: ImageFeatures = features, kind: np.dtype[Any] = truth.dtype
         ) -> tuple[LabelMap, NDArray[np.float32] | None]:
-            scores = np.full((len(dataset.labels), *features.image_size), 1 / len(dataset.labels), np.float32)
-            grid = Grid(features.embedding, features.image_size, features.extent)
-            corrected(scores, hints.seeds(features.image_size, dataset.labels), features.image, grid)
-            return scores.argmax(0).astype(kind), None
+            if not len(hints):
+                return np.zeros(features.image_size, kind), None
+            seeds = hints.seeds(features.image_size, dataset.labels)
+            view = View.make(features.image_size, features.image, Grid(features.embedding, features.image_size, features.extent))
+            scores = np.full((len(dataset.labels), *view.cells.size), 1 / len(dataset.labels), np.float32)
+            return corrected(scores, view.cells, seeds, view).label_map().astype(kind), None
 
         for answer, where in ((with_words, score), (without_words, alone)) if words else ((with_words, score),):
             for n, (hints, predicted) in enumerate(_session(answer, truth, dataset, clicker, place, counts[-1])):

@@ -1,8 +1,9 @@
 """Train a model on a folder of images of which much, little or hardly anything is known: what `ovseg train` does.
 
-Two phases, as in Tang et al., ECCV 2018: first the losses of what is known alone, then the regularisers too. The images of a batch go
-through the network one after another, so they may differ in size. The state is saved every now and then; the same call goes on where it
-was stopped, and a step does the same whether or not the run was interrupted.
+Two phases, as in Tang et al., ECCV 2018: first the losses of what is known alone, then the regularisers too. Each phase is a training of
+its own: the learning rate begins anew, or little would be left of it for the regularisers. The images of a batch go through the network
+one after another, so they may differ in size. The state is saved every now and then; the same call goes on where it was stopped, and a step
+does the same whether or not the run was interrupted.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Settings:
     Attributes:
         objective: The losses.
         steps: Batches.
-        warmup: Batches before the regularisers begin; None for two thirds of `steps`.
+        warmup: Batches of the first phase; None for two thirds of `steps`, or for all of them where there are no regularisers.
         batch: Images of a batch.
-        rate: Learning rate; None for that of the part in `RATES`. It falls along a half cosine.
+        rate: Learning rate; None for that of the part in `RATES`. In each phase it falls along a half cosine.
         size: Short side of the images as the network sees them [px]; None for the model's own policy.
         seed: Of everything that is random.
         dtype: "float32", or "bfloat16" for mixed precision.
@@ -83,7 +84,9 @@ class Settings:
     @property
     def phase(self) -> int:
         """The first step of the second phase."""
-        return round(self.steps * 2 / 3) if self.warmup is None else self.warmup
+        if self.warmup is not None:
+            return self.warmup
+        return round(self.steps * 2 / 3) if self.objective.regularised else self.steps
 
 
 def train(
@@ -134,7 +137,7 @@ def train(
     learned = first > 0
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(step, settings.steps)
+            group["lr"] = rate * schedule(step, settings.phase, settings.steps)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for example in _batch(examples, settings, step):
@@ -158,9 +161,16 @@ def train(
     return means
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Learning rate as a part of the largest: a short rise, then a half cosine."""
-    return min(1.0, (step + 1) / _WARM) * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+def schedule(step: int, phase: int, steps: int) -> float:
+    """Learning rate as a part of the largest: in each phase a short rise, then a half cosine.
+
+    Args:
+        step: Counted from 0.
+        phase: The first step of the second phase.
+        steps: Steps in all.
+    """
+    done, length = (step, phase) if step < phase else (step - phase, steps - phase)
+    return min(1.0, (done + 1) / _WARM) * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * done / length)))
 
 
 def _batch(examples: Sequence[Example], settings: Settings, step: int) -> Iterator[Example]:

@@ -59,9 +59,11 @@ class Trainable:
         if part not in PARTS:
             raise InvalidArgumentError(f"The part to train must be one of {', '.join(PARTS)}; got {part!r}.")
         self._model = model
-        loaded = load_model(model, Request(backend="torch", device=device, weights=weights))
-        if loaded.card.conditional:
-            raise UnsupportedOperationError(f"{loaded.card.name!r} answers label by label; only models with two towers can be trained.")
+        request = Request(backend="torch", device=device, weights=weights)
+        card, _ = locate(model, request)
+        if card.conditional:  # said before a large network is made
+            raise UnsupportedOperationError(f"{card.name!r} answers label by label; only models with two towers can be trained.")
+        loaded = load_model(model, request)
         made: Any = loaded.runtime
         self.card: ModelCard = loaded.card
         self.network: nn.Module = made.module

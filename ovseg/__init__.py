@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ovseg.errors import (
         WeightsError as WeightsError,
     )
+    from ovseg.examples import load_labels as load_labels
+    from ovseg.examples import save_labels as save_labels
     from ovseg.features import ImageFeatures as ImageFeatures
     from ovseg.hints import Hints as Hints
     from ovseg.image import load_image as load_image
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from ovseg.segmenter import list_models as list_models
     from ovseg.segmenter import load as load
     from ovseg.segmenter import segment as segment
+    from ovseg.teaching import teach as teach
     from ovseg.vocabulary import Label as Label
     from ovseg.vocabulary import Vocabulary as Vocabulary
 
@@ -69,6 +72,7 @@ _HOMES = {
         "BackendError DatasetError InvalidArgumentError InvalidImageError InvalidLabelsError MissingDependencyError "
         "OutputError OvsegError UnknownModelError UnsupportedOperationError WeightsError"
     ),
+    "ovseg.examples": "load_labels save_labels",
     "ovseg.features": "ImageFeatures",
     "ovseg.hints": "Hints",
     "ovseg.image": "load_image",
@@ -78,6 +82,7 @@ _HOMES = {
     "ovseg.result": "Classification Segmentation",
     "ovseg.scenes": "segment_scene",
     "ovseg.segmenter": "Segmenter classify list_models load segment",
+    "ovseg.teaching": "teach",
     "ovseg.vocabulary": "Label Vocabulary",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

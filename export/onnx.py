@@ -24,7 +24,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,16 @@ import numpy as np
 from numpy.typing import NDArray
 from ovseg.export import quantise
 from ovseg.export.checkpoints import check_target
-from ovseg.export.folder import Gate, Original, Score, Task, needs_stand_in
+from ovseg.export.folder import Gate, Original, Task, needs_stand_in
 from ovseg.export.report import BOUNDS, Report
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, OutputError, UnsupportedOperationError
+from ovseg.evaluation.datasets import Dataset
+from ovseg.evaluation.evaluate import evaluate
 from ovseg.hub import HubOptions
 from ovseg.loading import RANDOM, Request, load_model, locate, stand_in_tokens, torch_network
 from ovseg.registry import ModelCard
 from ovseg.runtime.onnx import OnnxRuntime
-from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import parse_templates, read_labels
 
 OPSETS = (18, 20, 23)
@@ -197,8 +198,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-files-only", action="store_true", help="use only what was downloaded before")
 
 
-def run(options: argparse.Namespace, score: Callable[[Segmenter], Score] | None = None) -> str:
-    """Run `ovseg export onnx` and return what was measured; `score` is what --cost asks for."""
+def run(options: argparse.Namespace) -> str:
+    """Run `ovseg export onnx` and return what was measured."""
     weights = options.weights[0] if options.weights is not None and len(options.weights) == 1 else options.weights
     hub = HubOptions(revision=options.revision, cache_dir=options.cache_dir, local_files_only=options.local_files_only)
     with contextlib.redirect_stdout(None):  # torch's exporter talks
@@ -206,6 +207,14 @@ def run(options: argparse.Namespace, score: Callable[[Segmenter], Score] | None 
             options.model, options.out, request=Request(readout=options.readout, weights=weights, hub=hub), opset=options.opset,
             dtype=options.dtype, fused=options.fused, vocabulary=options.vocabulary, templates=options.templates,
             tokenizer=options.tokenizer, calibration=options.calibration,
-            gate=None if score is None else Gate(score, options.max_cost),
+            gate=_gate(options),
         )  # fmt: skip
     return report.format()
+
+
+def _gate(options: argparse.Namespace) -> Gate | None:
+    """Make what --cost asks for."""
+    if options.cost is None:
+        return None
+    dataset = Dataset.open(options.cost)
+    return Gate(lambda segmenter: evaluate(segmenter, dataset, limit=options.limit), options.max_cost)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,20 @@ def test_files_of_a_report(results: Path, tmp_path: Path) -> None:
     assert len(content["regions"]) == 3
     with pytest.raises(InvalidArgumentError, match=".json or .csv"):
         found.save(tmp_path / "all.xml")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_that_are_no_unicode(results: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"b\xffd")
+    (results / "first.png").rename(results / f"{name}.png")
+    found = report(results, regions=True, progress=False)
+    assert name in found.names
+    found.save(tmp_path / "all.json")
+    assert name in [entry["name"] for entry in json.loads((tmp_path / "all.json").read_text())["images"]]
+    found.save_images(tmp_path / "images.csv")
+    found.save_regions(tmp_path / "regions.csv")
+    for table in ("images.csv", "regions.csv"):
+        assert b"\nb\xffd," in (tmp_path / table).read_bytes()
 
 
 def test_files_that_hold_no_result_are_named(results: Path) -> None:

@@ -349,6 +349,15 @@ def test_background_and_threshold_are_heeded(tmp_path: Path, model: ovseg.Segmen
         np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
 
 
+def test_a_mapped_array_is_not_written_over(tmp_path: Path, model: ovseg.Segmenter) -> None:
+    image = blobs(100, 120)
+    np.save(tmp_path / "a.npy", image)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    with pytest.raises(OutputError, match="image itself"):
+        segment_scene(mapped, WORDS, tmp_path / "a.npy", model=model, progress=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), image)
+
+
 def test_what_is_wrong_is_said_before_the_work(tmp_path: Path, model: ovseg.Segmenter) -> None:
     image = blobs(40, 40)
     Image.fromarray(image).save(tmp_path / "image.tif")

@@ -360,6 +360,7 @@ def test_the_command_writes_a_video_or_maps(clip: Path, segmenter: ovseg.Segment
         (["clip.mp4", "sky", "-o", "out.mp4", "--recursive"], 2, "--recursive is for a folder"),
         (["clip.mp4", "sky", "-o", "none/out.mp4"], 1, "does not exist"),
         (["bad.mp4", "sky", "-o", "out.mp4"], 1, "cannot be read"),
+        (["clip.mp4", "sky", "-o", "./clip.mp4"], 2, "that is the video itself"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -127,7 +127,8 @@ class Comparison:
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
             with write_atomically(path) as file:
-                file.write(json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode())
+                text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+                file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so
         elif suffix == ".csv":
             names = (*self.labels, UNDECIDED)
             rows = [[name, *row] for name, row in zip(names, self.transitions.tolist(), strict=True)]

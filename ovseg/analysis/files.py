@@ -73,4 +73,4 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     writer.writerow(header)
     writer.writerows(rows)
     with write_atomically(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))  # names of files need not be valid Unicode

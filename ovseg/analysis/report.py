@@ -100,7 +100,8 @@ class Report:
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
             with write_atomically(path) as file:
-                file.write(json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode())
+                text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+                file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so
         elif suffix == ".csv":
             rows = self.rows()
             write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
@@ -139,7 +140,7 @@ class Report:
         if self.regions is not None:
             lines[-1] += f", {len(self.regions):,} regions"
         if self.skipped:
-            lines.append(f"{len(self.skipped)} files hold no result that can be read:")
+            lines.append(f"{len(self.skipped)} file{' holds' if len(self.skipped) == 1 else 's hold'} no result that can be read:")
             lines += [f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:_SHOWN]]
         return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
     as_video = out.suffix.lower() in WRITABLE and not out.is_dir()
     if as_video and options.format:
         raise InvalidArgumentError(f"--format is for a folder; {out} is a video of overlays.")
+    if as_video and os.path.exists(source) and out.exists() and os.path.samefile(source, out):
+        raise InvalidArgumentError(f"Cannot write {str(out)!r}: that is the video itself.")
     workers, threads = share_cores(None, options.threads)
     every = 1 if options.every is None else options.every
     with open_video(source, every=every) as video:

@@ -196,9 +196,10 @@ def _check_rest(image: ImageInput, path: Path, overlay: Path | None, memory: int
         raise InvalidArgumentError(f"An overlay is a picture: {', '.join(_PICTURES)}; got {overlay.name!r}.")
     if overlay is not None and not overlay.resolve().parent.is_dir():
         raise OutputError(f"Cannot write {str(overlay)!r}: the folder {str(overlay.resolve().parent)!r} does not exist; create it first.")
+    source = getattr(image, "filename", None) if isinstance(image, np.memmap) else image
     for target in (path, overlay):
-        if target is not None and isinstance(image, (str, os.PathLike)) and os.path.exists(os.fspath(image)) and target.exists():
-            if os.path.samefile(os.fspath(image), target):
+        if target is not None and isinstance(source, (str, os.PathLike)) and os.path.exists(os.fspath(source)) and target.exists():
+            if os.path.samefile(os.fspath(source), target):
                 raise OutputError(f"Cannot write {str(target)!r}: that is the image itself.")
     if overlay is not None and overlay.resolve() == path.resolve():
         raise OutputError(f"The map and the overlay would both be {str(path)!r}.")

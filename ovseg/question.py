@@ -15,7 +15,7 @@ from ovseg.errors import InvalidLabelsError
 from ovseg.nearness import near_pairs
 from ovseg.registry import ModelCard
 from ovseg.text import normalised
-from ovseg.vocabulary import AUTO, Label, Labels, Template, Templates, Vocabulary, parse_background, parse_templates
+from ovseg.vocabulary import AUTO, Labels, Template, Templates, Vocabulary, parse_background, parse_templates
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -27,6 +27,8 @@ NEUTRAL = (
 """Words for `background="auto"` where a model's card has none; see docs/vocabulary.md for how they were chosen."""
 TAKEN_OUT = np.float32(-1e4)
 """Bias of a label that cannot be the answer."""
+_ROWS = 512  # words that are compared with all others at a time
+_TOLD = 5  # pairs of near labels that are named
 
 
 class Reads(Protocol):
@@ -334,9 +336,3 @@ def tell_near(question: Question, vectors: Any, near: float | None) -> str:
         f"These labels mean nearly the same, to people or to the model, and which of the two a pixel gets says little: "
         f"{', '.join(shown[:_TOLD])}{more}. Put synonyms into one label: {min(pairs)!r}."
     )
-
-
-_ROWS = 512  # words that are compared with all others at a time
-_TOLD = 5  # pairs that are named
-
-__all__ = ["NEUTRAL", "Label", "Question", "tell_near"]

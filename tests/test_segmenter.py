@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from random_towers import RandomTowers
 
 import ovseg
 from ovseg.errors import (
@@ -308,31 +309,11 @@ def test_one_label_is_held_against_everything_else(segmenter: ovseg.Segmenter, f
     assert segmenter.classify(features, "sky").scores.tolist() == [1]
 
 
-class RandomRuntime:
-    """Towers that cost nothing: a text is the sum of its tokens' random vectors, an image is a random mixture of texts."""
-
-    name = "random"
-    encode_global = None
-    refine_logits = None
-
-    def __init__(self) -> None:
-        self.random = np.random.default_rng(12)
-        self.table = self.random.standard_normal((31_000, 384), np.float32)
-
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        batch, _, height, width = pixel_values.shape
-        mixture = self.random.standard_normal((batch, 384, height // 4, width // 4), np.float32)
-        return mixture / np.linalg.norm(mixture, axis=1, keepdims=True)
-
-    def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        return (self.table[input_ids] * attention_mask[..., None]).sum(1).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def quick(segmenter: ovseg.Segmenter) -> ovseg.Segmenter:
     """A segmenter for many labels: without weights, and with one prompt for each."""
     card = dataclasses.replace(find_card("mini"), templates="none")
-    return ovseg.Segmenter(card, RandomRuntime(), segmenter._model._text._tokenize)
+    return ovseg.Segmenter(card, RandomTowers(), segmenter._model._text._tokenize)
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16), (300, np.uint16), (5000, np.uint16)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.analysis.files import find_results, first_readable, write_csv
+from ovseg.analysis.files import find_results, first_readable, write_csv, write_json
 from ovseg.errors import InvalidArgumentError, InvalidImageError
-from ovseg.output.files import write_atomically
 from ovseg.result import Segmentation
 
 UNDECIDED = "(undecided)"
@@ -126,9 +124,7 @@ class Comparison:
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
-            with write_atomically(path) as file:
-                text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-                file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so
+            write_json(path, self.as_dict())
         elif suffix == ".csv":
             names = (*self.labels, UNDECIDED)
             rows = [[name, *row] for name, row in zip(names, self.transitions.tolist(), strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.analysis.files import find_results, first_readable, write_csv
+from ovseg.analysis.files import find_results, first_readable, write_csv, write_json
 from ovseg.errors import InvalidArgumentError, InvalidImageError
-from ovseg.output.files import write_atomically
 from ovseg.output.ground import PixelSize, pixel_area
 from ovseg.output.regions import Region
 from ovseg.output.render import count_pixels
@@ -99,9 +97,7 @@ class Report:
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
-            with write_atomically(path) as file:
-                text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-                file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so
+            write_json(path, self.as_dict())
         elif suffix == ".csv":
             rows = self.rows()
             write_csv(path, list(rows[0]), [list(row.values()) for row in rows])

@@ -7,6 +7,7 @@ text embeddings. A conditional network gives a map for each name; taken as featu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
@@ -21,6 +22,7 @@ from ovseg.multiscale import CROP, SCALES, multiscale_logits
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.runtime.base import ConditionalRuntime, OnDevice, Runtime
+from ovseg.runtime.batching import DynamicBatching
 from ovseg.similarity import Grid, label_map, name_logits, upsampled
 from ovseg.text import TextTower, Tokenize, progress
 from ovseg.text_cache import TextCache
@@ -125,7 +127,17 @@ class TwoTowers(_Looker):
     def __init__(self, card: ModelCard, runtime: Runtime, tokenize: Tokenize, texts: TextCache | None = None) -> None:
         super().__init__(card)
         self._runtime = runtime
+        self._encode_image = runtime.encode_image
         self._text = TextTower(tokenize, runtime.encode_text, store=texts)
+
+    def batched(self, limit: int | None) -> TwoTowers:
+        """See `Segmenter.batched`."""
+        limit = self._batch if limit is None else limit
+        if limit == 1:
+            return self
+        shared = copy(self)
+        shared._encode_image = DynamicBatching(self._runtime.encode_image, limit)
+        return shared
 
     @property
     def device(self) -> str:
@@ -184,7 +196,7 @@ class TwoTowers(_Looker):
         crop = -(-CROP // settings.multiple) * settings.multiple
 
         def logits_of(pixel_values: Floats) -> Floats:
-            cells = [self._grid(part, (crop, crop), self._extent((crop, crop))) for part in self._runtime.encode_image(pixel_values)]
+            cells = [self._grid(part, (crop, crop), self._extent((crop, crop))) for part in self._encode_image(pixel_values)]
             return np.stack([upsampled(self._logits(grid, names), *grid.axes) for grid in cells])
 
         total = multiscale_logits(pixels, logits_of, mean=settings.mean, std=settings.std, crop=crop)
@@ -255,7 +267,7 @@ class TwoTowers(_Looker):
             part = list(takewhile(lambda one: one.shape == first.shape, pixels[len(found) : len(found) + self._batch]))  # noqa: B023
             fitted = self._preprocess.input_size(first.shape[:2], size)
             self._check_size(fitted, False)
-            together = self._runtime.encode_image(np.concatenate([self._preprocess.pixel_values(one, fitted) for one in part]))
+            together = self._encode_image(np.concatenate([self._preprocess.pixel_values(one, fitted) for one in part]))
             found += [self._checked(embedding, one, fitted) for embedding, one in zip(together, part, strict=True)]
         return found
 
@@ -265,9 +277,9 @@ class TwoTowers(_Looker):
         values = self._preprocess.pixel_values(pixels, fitted)
         if sliding:
             (side, step), even = self._windows(), bool(self.card.window)
-            embedding = encode_windows(values, self._runtime.encode_image, side, step, self.card.stride, self._batch, even)
+            embedding = encode_windows(values, self._encode_image, side, step, self.card.stride, self._batch, even)
         else:
-            embedding = self._runtime.encode_image(values)[0]
+            embedding = self._encode_image(values)[0]
         return self._checked(embedding, pixels, fitted)
 
     def _cells(self, fitted: tuple[int, int]) -> tuple[int, int]:
@@ -320,6 +332,10 @@ class Conditional(_Looker):
     def __init__(self, card: ModelCard, runtime: ConditionalRuntime, tokenize: Tokenize) -> None:
         super().__init__(card)
         self._runtime, self._tokenize = runtime, tokenize
+
+    def batched(self, limit: int | None) -> Conditional:
+        """Return itself: the network looks at one image at a time."""
+        return self
 
     @property
     def device(self) -> str:

@@ -30,6 +30,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--restart", action="store_true", help="do again what is done already, or ask another question")
     group.add_argument("--fail-fast", action="store_true", help="stop at the first image that cannot be segmented")
     group.add_argument("--workers", type=int, metavar="N", help="images at a time (as many as there are cores, at most 8)")
+    group.add_argument("--batch", type=int, metavar="N", help="images of one shape that share a pass of the network (8 on a GPU, else 1)")
     group.add_argument("--engine", choices=ENGINES, help="threads of this process (the default), or a Ray Data pipeline on many machines")
 
 
@@ -41,6 +42,7 @@ def refuse(options: argparse.Namespace, first: str) -> None:
         "--restart": options.restart,
         "--fail-fast": options.fail_fast,
         "--workers": options.workers,
+        "--batch": options.batch,
         "--engine": options.engine,
     }
     for name, value in given.items():
@@ -74,6 +76,7 @@ def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
         model=model_loader(options),
         workers=options.workers,
         threads=options.threads,
+        batch=options.batch,
         formats=options.format or ["png"],
         summary=options.summary or ["csv"],
         recursive=options.recursive,

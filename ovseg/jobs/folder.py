@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
@@ -56,27 +57,29 @@ class Threads:
         model: The model, or what loads it.
         workers: Threads, or None for as many as there are cores, at most 8.
         threads: Threads that the network has in each; None to share the cores among them.
+        batch: Images of one shape that go through the network together; see `Segmenter.batched`.
     """
 
-    def __init__(self, task: Task, model: Segmenter | Loader, workers: int | None, threads: int | None) -> None:
-        self._task, self._model = task, model
+    def __init__(
+        self, task: Task, model: Segmenter | Loader, workers: int | None, threads: int | None, batch: int | None = None
+    ) -> None:
+        self._task, self._model, self._batch = task, model, batch
         self._workers, self._threads = share_cores(workers, threads)
 
+    @cached_property
     def _segmenter(self) -> Segmenter:
-        if not isinstance(self._model, Segmenter):
-            self._model = self._model(threads=self._threads)
-        return self._model
+        loaded = self._model if isinstance(self._model, Segmenter) else self._model(threads=self._threads)
+        return loaded.batched(self._batch)
 
     def settings(self) -> dict[str, Any]:
         """Load the model, try the question, and return what decides the answers."""
-        return self._task.settings(self._segmenter())
+        return self._task.settings(self._segmenter)
 
     def outcomes(self, items: Sequence[Item], note: Note, *, keep: bool) -> Generator[Outcome, None, None]:
         """Do the task for each image; reading, network and writing of different images overlap."""
-        segmenter = self._segmenter()
 
         def do(item: Item) -> Outcome:
-            record, result = self._task.do(segmenter, item)
+            record, result = self._task.do(self._segmenter, item)
             note(record)
             return record, result if keep else None
 
@@ -108,6 +111,7 @@ class FolderJob:
         *,
         workers: int | None = None,
         threads: int | None = None,
+        batch: int | None = None,
         formats: Sequence[str] = ("png",),
         summary: Sequence[str] = ("csv",),
         recursive: bool = False,
@@ -122,6 +126,7 @@ class FolderJob:
                 raise InvalidArgumentError(f"summary must be of {', '.join(KINDS)}; got {kind!r}.")
         self._task, self._model = task, model
         self._workers, self._threads = share_cores(workers, threads) if isinstance(model, Segmenter) else (workers, threads)
+        self._batch = batch
         self._formats, self._summary = tuple(dict.fromkeys(formats)), tuple(dict.fromkeys(summary))
         self._restart, self._strict = restart, strict
         self.out = task.out
@@ -142,7 +147,7 @@ class FolderJob:
 
     def __iter__(self) -> Iterator[tuple[Path, Segmentation]]:
         """Yield path and result of each image that is segmented now, in the order of `images`; bad ones are logged and left out."""
-        for record, result in self._work(Threads(self._task, self._model, self._workers, self._threads), logger.warning, False, keep=True):
+        for record, result in self._work(Threads(self._task, self._model, self._workers, self._threads, self._batch), logger.warning, False, keep=True):
             if result is not None:
                 yield self._task.folder / record["image"], result
 
@@ -172,11 +177,13 @@ class FolderJob:
 
     def _engine(self, name: str) -> Engine:
         if name == "threads":
-            return Threads(self._task, self._model, self._workers, self._threads)
+            return Threads(self._task, self._model, self._workers, self._threads, self._batch)
         if name != "ray":
             raise InvalidArgumentError(f"engine must be of {', '.join(ENGINES)}; got {name!r}.")
         from ovseg.jobs.ray_engine import RayEngine
 
+        if self._batch is not None:
+            raise InvalidArgumentError("engine='ray' has workers that see one image at a time: batch is for threads.")
         if isinstance(self._model, Segmenter):
             raise InvalidArgumentError("engine='ray' loads the model in its workers: give its name, or functools.partial(ovseg.load, ...).")
         return RayEngine(self._task, self._model, self._workers, self._threads)
@@ -232,6 +239,7 @@ def segment_folder(
     device: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    batch: int | None = None,
     formats: Sequence[str] = ("png",),
     summary: Sequence[str] = ("csv",),
     recursive: bool = False,
@@ -259,6 +267,8 @@ def segment_folder(
         device: "cpu", "cuda" or None, with a name.
         workers: Images at a time; None for as many as there are cores, at most 8. At most twice as many are in memory.
         threads: Threads of the network for each; None to share the cores among the workers. A loaded model keeps its own.
+        batch: Images of one shape that go through the network together at most, as the workers come by them; None for 8 on a GPU and 1 on
+            a CPU, where batches are slower. Not for Ray, whose workers see one image at a time.
         formats: What to write: "png", "json", "npz" and "geojson" as `Segmentation.save`, "overlay" for a picture.
         summary: What to write at the end: "csv" and "parquet", a table of the labels' coverage (`coverage.csv`, ...), and "coco", one
             file of all masks (`coco.json`).
@@ -281,6 +291,6 @@ def segment_folder(
         options,
     )
     return FolderJob(
-        task, loader_of(model, device), workers=workers, threads=threads, formats=formats, summary=summary, recursive=recursive,
-        restart=restart, strict=strict,
+        task, loader_of(model, device), workers=workers, threads=threads, batch=batch, formats=formats, summary=summary,
+        recursive=recursive, restart=restart, strict=strict,
     )  # fmt: skip

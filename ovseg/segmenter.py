@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ovseg import decide, similarity, tagging
 from ovseg.alike import Cells, View
+from ovseg.cores import single_threaded
 from ovseg.correct import Corrected, corrected
 from ovseg.errors import InvalidArgumentError, OvsegError, UnknownModelError
 from ovseg.examples import Shown, look, with_shown
@@ -206,7 +207,8 @@ class Segmenter:
             templates: Prompt templates: the name of a set ("imagenet", "food", ...), a string with `{}`, a function, or a list of
                 these; None for the model's own.
             background: Words for everything else. Pixels that look more like one of them than like any label get `ignore_index`.
-                "auto" takes the model's own list, but the words that mean nearly the same as a label; None the vocabulary's.
+                "auto", alone or among them, stands for the model's own list, but the words that mean nearly the same as a label;
+                None for the vocabulary's.
             threshold: Pixels whose best score is below it get `ignore_index`; in [0, 1]. None for the model's own, most often 0.
                 A label's own threshold goes before it.
             margin: Pixels whose best score is less than this ahead of the second get `ignore_index`; in [0, 1]. None for 0.
@@ -236,10 +238,11 @@ class Segmenter:
         limit = self._card.threshold if threshold is None else _part("threshold", threshold)
         ahead = 0.0 if margin is None else _part("margin", margin)
         question, words = self._read(Question.of(labels, background, templates, self._card, limit, ahead))
-        if isinstance(image, (list, tuple)):
-            each = each_hints(hints, len(image))
-            return [self._segment_one(one, question, words, replace(asked, hints=said)) for one, said in zip(image, each, strict=True)]
-        return self._segment_one(image, question, words, replace(asked, hints=one_hints(hints)))
+        with single_threaded():
+            if isinstance(image, (list, tuple)):
+                each = each_hints(hints, len(image))
+                return [self._segment_one(one, question, words, replace(asked, hints=said)) for one, said in zip(image, each, strict=True)]
+            return self._segment_one(image, question, words, replace(asked, hints=one_hints(hints)))
 
     def _segment_one(self, image: Images, question: Question, words: Any, asked: _Asked) -> Segmentation:
         if asked.hints is not None and not self._card.conditional and asked.window != "multiscale":

@@ -2,9 +2,8 @@
 
 The logit of label k at a pixel is `scale * <text_k, f>`, bilinearly interpolated (half-pixel centres) from the feature grid. Because
 interpolation is linear, labels are projected before they are upsampled. A label that is the best at all four corners of a cell of the
-grid wins everywhere in it; most cells are so. In the others the interpolated value of a label lies between the least and the greatest
-of its four corners: a label whose greatest corner is below another label's least corner never wins there, and only the labels that are
-left are interpolated.
+grid wins everywhere in it; most cells are so. In the others a label that another label beats at all four corners never wins, and only
+those that are left are interpolated: two or three of a thousand.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ovseg.cores import in_threads, threads_here
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes of working memory, beyond the inputs and the answer."""
@@ -174,16 +175,25 @@ def label_map(
         text = text * np.float32(scale)
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
-    third = budget // 3  # for logits, for pixels, for the candidates of pixels
+    threads = threads_here()
+    third = budget // 3 // threads  # for logits, for pixels, for the candidates of pixels
     cells = third // (16 * len(label) + 4 * len(grid.embedding))
     wide = max(2, min(grid.embedding.shape[2], cells // 2))
+    high = max(2, min(cells // wide, -(-grid.embedding.shape[1] // threads) + 1))
     pixels = third // 64
-    for across, cells_across, x in columns.parts(wide, max(1, pixels)):
-        for down, cells_down, y in rows.parts(max(2, cells // wide), max(1, pixels // len(x.low))):
-            part = grid.embedding[:, cells_down, cells_across]
-            logits = part.reshape(len(part), -1).T  # names last: the best of a cell is found in one run through memory
-            logits = np.ascontiguousarray(logits) if text is None else logits @ text.T
-            best[down, across] = _best_labels(logits, part.shape[2], label, y, x, third)
+
+    def fill(part: tuple[tuple[slice, slice, Axis], tuple[slice, slice, Axis]]) -> None:
+        (down, cells_down, y), (across, cells_across, x) = part
+        features = grid.embedding[:, cells_down, cells_across]
+        logits = features.reshape(len(features), -1).T  # names last: the best of a cell is found in one run through memory
+        logits = np.ascontiguousarray(logits) if text is None else logits @ text.T
+        best[down, across] = _best_labels(logits, features.shape[2], label, y, x, third)
+
+    in_threads(fill, [
+        (down, across)
+        for across in columns.parts(wide, max(1, pixels))
+        for down in rows.parts(high, max(1, pixels // len(across[2].low)))
+    ])  # fmt: skip
     return best
 
 
@@ -195,31 +205,46 @@ def _neighbours(cells: int, w: int) -> tuple[Indices, Indices, Indices, Indices]
     return here, right, below, below + (right - here)
 
 
-def _candidates(logits: Floats, cells: Indices, corners: tuple[Indices, Indices, Indices, Indices]) -> tuple[Indices, Indices]:
+def _candidates(
+    logits: Floats, cells: Indices, corners: tuple[Indices, Indices, Indices, Indices], best: Indices
+) -> tuple[Indices, Indices]:
     """Find the names that can win somewhere in some cells.
 
     Args:
         logits: (h * w, N) float32.
         cells: (M,) cells, increasing.
         corners: Corners of every cell.
+        best: (h * w,) the name with the greatest logit.
 
     Returns:
         (M + 1,) where the names of each cell begin in the second array, and the names, increasing in each cell.
     """
-    counts, names = [np.zeros(1, np.intp)], [np.empty(0, np.intp)]
+    around = [corner[cells] for corner in corners]
+    rivals = [[logits[corner, best[other]] for corner in around] for other in around]  # only the best at a corner beat all that can lose
+    rivals = [rivals[0], rivals[3], rivals[1], rivals[2]]  # across the cell is who differs most
+    count, names = np.zeros(len(cells) + 1, np.intp), [np.empty(0, np.intp)]
     step = max(1, CHUNK // logits.shape[1])
     for start in range(0, len(cells), step):
-        first, *others = (corner[cells[start : start + step]] for corner in corners)
-        low = logits[first]
-        high = low.copy()
-        for corner in others:
-            value = logits[corner]
-            np.minimum(low, value, out=low)
-            np.maximum(high, value, out=high)
-        alive = np.flatnonzero(high >= low.max(1)[:, None])
-        counts.append(np.bincount(alive // logits.shape[1], minlength=len(first)))
-        names.append(alive % logits.shape[1])
-    return np.cumsum(np.concatenate(counts)), np.concatenate(names)
+        part = slice(start, start + step)
+        values = [logits[corner[part]] for corner in around]
+        first = rivals[0]
+        unbeaten = values[0] >= first[0][part, None]
+        for value, rival in zip(values[1:], first[1:], strict=True):
+            unbeaten |= value >= rival[part, None]
+        alive = np.flatnonzero(unbeaten)
+        for others in rivals[1:]:
+            cell = alive // logits.shape[1]
+            alive = alive[np.any([value.ravel()[alive] >= rival[part][cell] for value, rival in zip(values, others, strict=True)], axis=0)]
+        cell, name = np.divmod(alive, logits.shape[1])
+        count[1 + start :][: len(values[0])] = np.bincount(cell, minlength=len(values[0]))
+        names.append(name)
+    return np.cumsum(count), np.concatenate(names)
+
+
+def _rounded_up(counts: Indices) -> Indices:
+    """Round numbers up, by less than a quarter, to one of four for each power of two: cells with like numbers are done together."""
+    step = np.maximum(np.frexp(counts)[1] - 3, 0)
+    return np.asarray(-(-counts >> step) << step, np.intp)
 
 
 def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
@@ -234,12 +259,13 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
 
     pixel = np.flatnonzero(mixed[cell])
     cells = np.flatnonzero(mixed)
-    begin, names = _candidates(logits, cells, corners)
-    count = np.diff(begin)
+    begin, names = _candidates(logits, cells, corners, best)
+    last = begin[1:] - 1
+    room = _rounded_up(np.diff(begin))
     place = (np.cumsum(mixed) - 1)[cell[pixel]]  # of each pixel's cell among the mixed ones
-    order = np.lexsort((place, count[place]))  # the fewest candidates first, and cell by cell
+    order = np.lexsort((place, room[place]))  # the fewest candidates first, and cell by cell
     pixel, place = pixel[order], place[order]
-    candidates = count[place]
+    candidates = room[place]
     start = 0
     while start < len(pixel):
         many = int(candidates[start])
@@ -248,7 +274,7 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
         part, there = pixel[start:stop], place[start:stop]
         fresh = np.diff(there, prepend=-1) != 0
         those, here = there[fresh], np.cumsum(fresh) - 1  # the cells of these pixels, and which of them each pixel is in
-        name = names[begin[those][:, None] + np.arange(many)]  # (M, many)
+        name = names[np.minimum(begin[those][:, None] + np.arange(many), last[those][:, None])]  # (M, many): the last again and again
         y, x = np.divmod(part, len(columns.low))
         down, across = rows.weight[y], columns.weight[x]
         weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across)

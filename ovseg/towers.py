@@ -6,7 +6,7 @@ text embeddings. A conditional network gives a map for each name; taken as featu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -127,7 +127,7 @@ class TwoTowers(_Looker):
     def __init__(self, card: ModelCard, runtime: Runtime, tokenize: Tokenize, texts: TextCache | None = None) -> None:
         super().__init__(card)
         self._runtime = runtime
-        self._encode_image = runtime.encode_image
+        self._encode_image: Callable[[Floats], Floats] = runtime.encode_image
         self._text = TextTower(tokenize, runtime.encode_text, store=texts)
 
     def batched(self, limit: int | None) -> TwoTowers:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ovseg
+from ovseg import cores
 from ovseg.errors import InvalidArgumentError, InvalidImageError, OutputError
-from ovseg.jobs import blas
 from ovseg.jobs.folder import FolderJob, segment_folder
 from ovseg.jobs.images import Item, find_images, plan
 from ovseg.jobs.manifest import MANIFEST, Manifest
@@ -109,7 +109,7 @@ def test_in_order_lets_errors_out_in_their_place() -> None:
 
 
 def test_matrix_products_keep_to_their_thread_while_several_work() -> None:
-    functions = blas._functions()
+    functions = cores._functions()
     if functions is None:
         pytest.skip("NumPy has no OpenBLAS of its own here")
     get, put = functions

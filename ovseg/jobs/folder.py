@@ -147,7 +147,8 @@ class FolderJob:
 
     def __iter__(self) -> Iterator[tuple[Path, Segmentation]]:
         """Yield path and result of each image that is segmented now, in the order of `images`; bad ones are logged and left out."""
-        for record, result in self._work(Threads(self._task, self._model, self._workers, self._threads, self._batch), logger.warning, False, keep=True):
+        threads = Threads(self._task, self._model, self._workers, self._threads, self._batch)
+        for record, result in self._work(threads, logger.warning, False, keep=True):
             if result is not None:
                 yield self._task.folder / record["image"], result
 

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import TypeVar
 
+from ovseg.cores import MOST_THREADS, cores, single_threaded, worker_threads
 from ovseg.errors import InvalidArgumentError
-from ovseg.jobs.blas import single_threaded
 
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
-
-MOST_WORKERS = 8
-"""Workers where the user names no number: more of them mostly wait for the interpreter."""
-
-
-def cores() -> int:
-    """Count the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
 
 def share_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
     """Decide how many workers there are, and how many threads the network has in each.
@@ -45,7 +33,7 @@ def share_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidArgumentError(f"{name} must be a positive whole number or None; got {value!r}.")
     if workers is None:
-        workers = min(MOST_WORKERS, max(1, cores() // (threads or 1)))
+        workers = min(MOST_THREADS, max(1, cores() // (threads or 1)))
     return workers, threads or max(1, cores() // workers)
 
 
@@ -63,7 +51,7 @@ def in_order(things: Iterable[Thing], make: Callable[[Thing], Made], workers: in
     Yields:
         What `make` returned.
     """
-    with single_threaded() if workers > 1 else nullcontext(), ThreadPoolExecutor(workers, "ovseg") as pool:
+    with single_threaded() if workers > 1 else nullcontext(), worker_threads(workers) as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for thing in things:

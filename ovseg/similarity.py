@@ -3,7 +3,8 @@
 The logit of label k at a pixel is `scale * <text_k, f>`, bilinearly interpolated (half-pixel centres) from the feature grid. Because
 interpolation is linear, labels are projected before they are upsampled. A label that is the best at all four corners of a cell of the
 grid wins everywhere in it; most cells are so. In the others a label that another label beats at all four corners never wins, and only
-those that are left are interpolated: two or three of a thousand.
+those that are left are interpolated: two or three of a thousand. Where names are many, `ovseg.screen` says beforehand which of them are
+worth a product.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.cores import in_threads, threads_here
+from ovseg.screen import FEWEST, Screen, neighbours
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes of working memory, beyond the inputs and the answer."""
@@ -173,6 +175,7 @@ def label_map(
         if (again := first_equal(text) != np.arange(len(text))).any():
             text, label = text[~again], label[~again]
         text = text * np.float32(scale)
+    screen = Screen(text) if text is not None and len(text) >= FEWEST else None
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
     threads = threads_here()
@@ -185,9 +188,15 @@ def label_map(
     def fill(part: tuple[tuple[slice, slice, Axis], tuple[slice, slice, Axis]]) -> None:
         (down, cells_down, y), (across, cells_across, x) = part
         features = grid.embedding[:, cells_down, cells_across]
-        logits = features.reshape(len(features), -1).T  # names last: the best of a cell is found in one run through memory
-        logits = np.ascontiguousarray(logits) if text is None else logits @ text.T
-        best[down, across] = _best_labels(logits, features.shape[2], label, y, x, third)
+        w, flat, own = features.shape[2], features.reshape(len(features), -1), label
+        if text is None:
+            logits = np.ascontiguousarray(flat.T)  # names last: the best of a cell is found in one run through memory
+        elif screen is None:
+            logits = flat.T @ text.T
+        else:
+            names = screen.names(flat, w)
+            logits, own = flat.T @ text[names].T, label[names]
+        best[down, across] = _best_labels(logits, w, own, y, x, third)
 
     in_threads(fill, [
         (down, across)
@@ -195,14 +204,6 @@ def label_map(
         for down in rows.parts(high, max(1, pixels // len(across[2].low)))
     ])  # fmt: skip
     return best
-
-
-def _neighbours(cells: int, w: int) -> tuple[Indices, Indices, Indices, Indices]:
-    """Return the four corners of each cell of a grid that is `w` wide; the last row and column are their own neighbours."""
-    here = np.arange(cells)
-    right = here + (here % w < w - 1)
-    below = np.where(here + w < cells, here + w, here)
-    return here, right, below, below + (right - here)
 
 
 def _candidates(
@@ -249,7 +250,7 @@ def _rounded_up(counts: Indices) -> Indices:
 
 def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
     """Take the label of the greatest of N names, by their (h * w, N) logits interpolated at rows x columns."""
-    corners = _neighbours(len(logits), w)
+    corners = neighbours(len(logits), w)
     best = logits.argmax(1)
     mixed = np.zeros(len(logits), bool)
     for corner in corners[1:]:

@@ -17,6 +17,8 @@ Tokenize = Callable[[Sequence[str]], list[list[int]]]
 Floats = NDArray[np.float32]
 CACHED_PROMPTS = 20_000
 """Prompts whose embeddings are remembered (384 floats each: 31 MB)."""
+CACHED_LISTS = 8
+"""Lists of names whose embeddings are remembered as a whole: asking the same of many images must not build all prompts anew."""
 BATCH_TOKENS = 4096
 """Tokens of a batch of the text tower, padding included."""
 
@@ -63,7 +65,8 @@ class TextTower:
     ) -> None:
         self._tokenize, self._encode, self._pad_id, self._store = tokenize, encode, pad_id, store
         self._cache: OrderedDict[str, Floats] = OrderedDict()
-        self._lock = Lock()  # guards the cache, not the network: a long call must not stop the others
+        self._lists: OrderedDict[tuple[tuple[str, ...], tuple[Template, ...]], Floats] = OrderedDict()
+        self._lock = Lock()  # guards the caches, not the network: a long call must not stop the others
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Return (N, D) float32, L2-normalised, one row for each text."""
@@ -122,8 +125,22 @@ class TextTower:
             templates: Prompt templates; each name goes through all of them.
 
         Returns:
-            (N, D) float32, L2-normalised.
+            (N, D) float32, L2-normalised; not to be written to.
         """
+        key = (tuple(names), tuple(templates))
+        with self._lock:
+            if key in self._lists:
+                self._lists.move_to_end(key)
+                return self._lists[key]
+        vectors = self._ensembles(names, templates)
+        vectors.flags.writeable = False
+        with self._lock:
+            self._lists[key] = vectors
+            while len(self._lists) > CACHED_LISTS:
+                self._lists.popitem(last=False)
+        return vectors
+
+    def _ensembles(self, names: Sequence[str], templates: Sequence[Template]) -> Floats:
         sums = []
         step = max(1, CACHED_PROMPTS // len(templates))  # thousands of names by 80 templates would fill gigabytes
         for start in range(0, len(names), step):

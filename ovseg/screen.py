@@ -5,9 +5,11 @@ Let f be the features of a cell and t the embedding of a name, both rounded to m
     | <f, t> - s u <f', t'> | = | <e, t> + <s f', g> | <= s / 2 |t|_1 + |s f'| |g|
 
 (Hölder and Cauchy-Schwarz). At the four corners of a cell some names are the best. A name that is more than twice that below the mean of
-these four at each corner cannot win in the cell, however it is interpolated: one of the four is above the mean. What all embeddings have in common is taken out first: it changes no comparison, and
-the less is left, the smaller the steps. Of a thousand words, two to a few hundred are left for a strip of an image, and only for these the
-product is made with real numbers. Integers of 8 bits are multiplied four to ten times as fast where the processor has VNNI or AMX.
+these four at each corner cannot win in the cell, however it is interpolated: one of the four is above the mean.
+
+What all embeddings have in common is taken out first: it changes no comparison, and the less is left, the smaller the steps. Of a thousand
+words, two to a few hundred are left for a strip of an image, and only for these the product is made with real numbers. Integers of 8 bits
+are multiplied four to ten times as fast where the processor has VNNI or AMX.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -330,10 +331,13 @@ def score_strips(
     first = first_equal(text)
     again = np.flatnonzero(first != np.arange(len(text)))
     w = grid.embedding.shape[2]
-    half = budget // 2
-    cells = half // (8 * len(text) * w)
+    threads = threads_here()
+    half = budget // 2 // threads
+    cells = min(half // (8 * len(text) * w), -(-grid.embedding.shape[1] // threads) + 1)
     pixels = half // (16 * len(text) * max(w, len(columns.low)))
-    for down, cells_down, y in rows.parts(max(2, cells), max(1, pixels)):
+
+    def scores_of(part: tuple[slice, slice, Axis]) -> tuple[slice, Floats]:
+        down, cells_down, y = part
         logits = name_logits(grid, text, scale, cells_down, slice(None))
         logits[again] = logits[first[again]]
         logits = upsampled(logits, y, columns)
@@ -345,4 +349,8 @@ def score_strips(
             logits /= logits.sum(0)
         elif activation == "sigmoid":
             logits = 0.5 * (1 + np.tanh(0.5 * logits))  # 1 / (1 + exp(-x)) without overflow
-        yield down, np.maximum.reduceat(logits, starts, axis=0) if by_name else logits
+        return down, np.maximum.reduceat(logits, starts, axis=0) if by_name else logits
+
+    parts = rows.parts(max(2, cells), max(1, pixels))
+    while together := list(islice(parts, threads)):
+        yield from in_threads(scores_of, together)

@@ -15,7 +15,7 @@ from ovseg.errors import InvalidLabelsError
 from ovseg.nearness import near_pairs
 from ovseg.registry import ModelCard
 from ovseg.text import normalised
-from ovseg.vocabulary import AUTO, Labels, Template, Templates, Vocabulary, parse_background, parse_templates
+from ovseg.vocabulary import Labels, Template, Templates, Vocabulary, parse_background, parse_templates
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -56,7 +56,7 @@ class Question:
         combine: How synonyms speak for their label; see `Vocabulary`.
         exclusive: Groups of sets of rows; see `Vocabulary`.
         colors: Answers -> the colours that were given.
-        auto: Whether background words yield to labels that are near.
+        yielding: How many background words, the last ones, yield to labels that are near.
         kin: Pairs (label, later label) of which one is an ancestor of the other.
         examples: What shows the label of each row, for `ovseg.examples`; background words have none.
     """
@@ -70,7 +70,7 @@ class Question:
     combine: str = "best"
     exclusive: tuple[tuple[Indices, ...], ...] = ()
     colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    auto: bool = False
+    yielding: int = 0
     kin: frozenset[tuple[int, int]] = frozenset()
     examples: tuple[tuple[Any, ...], ...] = ()
 
@@ -85,24 +85,24 @@ class Question:
     @classmethod
     def of_labels(cls, labels: Labels, templates: Templates, card: ModelCard) -> Question:
         """Read labels and templates alone: there is no background, not even the vocabulary's own."""
-        return cls._of(Vocabulary.of(labels), (), templates, card, None, 0)
+        return cls._of(Vocabulary.of(labels), ((), False), templates, card, None, 0)
 
     @classmethod
     def _of(
         cls,
         vocabulary: Vocabulary,
-        others: tuple[tuple[str, ...], ...] | None,
+        background: tuple[tuple[tuple[str, ...], ...], bool],
         templates: Templates,
         card: ModelCard,
         threshold: float | None,
         margin: float,
     ) -> Question:
-        """Flatten a vocabulary; background None is "auto"."""
+        """Flatten a vocabulary and what `parse_background` returns."""
         answers = vocabulary.answers()
         groups = [label.words for label in vocabulary.labels]
-        auto = others is None
-        if others is None:
-            others = _neutral(groups, card)
+        named, auto = background
+        neutral = _neutral([*groups, *named], card) if auto else ()
+        others = (*named, *neutral)
         prompts = parse_templates(templates, default=card.templates)
         own = [prompts if label.templates is None else parse_templates(label.templates) for label in vocabulary.labels]
         both = [*groups, *others]
@@ -118,7 +118,7 @@ class Question:
             vocabulary.combine,
             tuple(tuple(np.array(vocabulary.members(name)) for name in group) for group in vocabulary.exclusive),
             {label.name: label.color for label in vocabulary.labels if label.color is not None},
-            auto,
+            len(neutral),
             vocabulary.kin,
             tuple(label.examples for label in vocabulary.labels),
         )
@@ -192,25 +192,32 @@ class Question:
                     parts[place] = entry
             entries = np.stack(parts) if isinstance(parts[0], np.ndarray) else parts
         question = self
-        if self.auto and near is not None and isinstance(entries, np.ndarray):
+        if self.yielding and near is not None and isinstance(entries, np.ndarray):
             question, entries = self._silence(entries, near)
         return question._merge(entries) if self.combine == "mean" else (question, entries)
 
     def _silence(self, vectors: Floats, near: float) -> tuple[Question, Floats]:
-        """Drop background words that are near a label; each is a row of one word."""
-        first = len(self.words) - self.others
-        loud = (vectors[first:] @ vectors[:first].T).max(1) < near
+        """Drop background words that yield and are near a label; each is a row of one word."""
+        first, labels = len(self.words) - self.yielding, self._label_words
+        loud = (vectors[first:] @ vectors[:labels].T).max(1) < near
         keep = np.append(np.ones(first, bool), loud)
-        owner = np.append(self.owner[:first], self._leaves + np.arange(loud.sum()))
-        members = None if self.members is None else np.append(self.members[: self._leaves], self.rules.count + np.arange(loud.sum()))
+        yielding = int(loud.sum())
+        rows = self.rows - self.yielding + yielding
+        owner = np.append(self.owner[:first], np.arange(self.rows - self.yielding, rows))
+        members = None if self.members is None else self.members[:rows]  # those of background words are their numbers
         words = tuple(word for word, kept in zip(self.words, keep, strict=True) if kept)
         templates = tuple(prompts for prompts, kept in zip(self.templates, keep, strict=True) if kept)
-        return replace(self, words=words, owner=owner, templates=templates, members=members), vectors[keep]
+        return replace(self, words=words, owner=owner, templates=templates, members=members, yielding=yielding), vectors[keep]
 
     @property
     def _leaves(self) -> int:
         """Rows that are labels."""
         return self.rules.count if self.members is None else int((self.members < self.rules.count).sum())
+
+    @property
+    def _label_words(self) -> int:
+        """Words that are of labels; those of the background follow."""
+        return int(np.searchsorted(self.owner, self._leaves))
 
     def _merge(self, entries: Any) -> tuple[Question, Any]:
         """Put the words of a row together: the mean of their embeddings, or one list of all their prompts."""
@@ -260,24 +267,22 @@ class Question:
         return normalised(sums)
 
 
-def _background(vocabulary: Vocabulary, background: Labels | None, card: ModelCard) -> tuple[tuple[str, ...], ...] | None:
-    """Return the background words that were named; None for "auto"."""
+def _background(vocabulary: Vocabulary, background: Labels | None, card: ModelCard) -> tuple[tuple[tuple[str, ...], ...], bool]:
+    """Return the background words that were named, and whether the model's list is asked for."""
     if background is None:
         background = vocabulary.background
     if background is None:  # a score against nothing would be 1 everywhere; a score of its own needs no rival
-        return None if len(vocabulary) == 1 and card.activation == "softmax" else ()
-    if isinstance(background, str) and background == AUTO:
-        return None
-    others = parse_background(background)
+        return (), len(vocabulary) == 1 and card.activation == "softmax"
+    others, auto = parse_background(background)
     taken = {word.casefold() for label in vocabulary.labels for word in label.words}
     for word in (word for group in others for word in group):
         if word.casefold() in taken:
             raise InvalidLabelsError(f"{word!r} stands both in labels and in background. Take it out of one of them.")
-    return others
+    return others, auto
 
 
 def _neutral(groups: list[tuple[str, ...]], card: ModelCard) -> tuple[tuple[str, ...], ...]:
-    """Return the model's background words but those that mean nearly the same as a label."""
+    """Return the model's background words but those that mean nearly the same as what was named: labels, and other background words."""
     words = tuple(card.background) or NEUTRAL
     count = len(groups)
     silent = {words[later - count] for first, _, later, _ in near_pairs([*groups, *((word,) for word in words)]) if first < count <= later}
@@ -307,32 +312,43 @@ def _members(answers: tuple[tuple[str, tuple[int, ...]], ...], labels: int, othe
 
 
 def tell_near(question: Question, vectors: Any, near: float | None) -> str:
-    """Describe labels that mean nearly the same, to people or to the model; "" if there are none.
+    """Describe labels that mean nearly the same, to people or to the model, and background words near to a label; "" if there are none.
+
+    Background words among themselves may be near: whichever wins, the answer is the same. Those of the model's list yield to labels.
 
     Args:
         question: The labels.
         vectors: (N, D) float32 embeddings of its words, or what a conditional model makes of them.
         near: Cosine from which on two words are nearly the same to the model; None where it says nothing.
     """
-    groups = question.groups[: question._leaves]
-    found = near_pairs(groups)
-    pairs = {(first, second) for label, first, other, second in found if (label, other) not in question.kin}
+    leaves = question._leaves
+    groups = question.groups[: question.rows - question.yielding]
+    pairs: dict[tuple[str, str], bool] = {}  # two words -> whether the second is of the background
+
+    def tell(label: int, first: str, other: int, second: str) -> None:
+        if label < leaves and (label, other) not in question.kin:
+            pairs[first, second] = other >= leaves
+
+    for pair in near_pairs(groups):
+        tell(*pair)
     many = 0
     if near is not None and isinstance(vectors, np.ndarray):
-        count = sum(map(len, groups))
+        labels, count = question._label_words, sum(map(len, groups))
         owner = question.owner[:count]
-        for start in range(0, count, _ROWS):
-            part = slice(start, min(start + _ROWS, count))
+        for start in range(0, labels, _ROWS):
+            part = slice(start, min(start + _ROWS, labels))
             alike = (vectors[part] @ vectors[:count].T >= near) & (owner[part, None] < owner)
             many += int(alike.sum())
             for row, column in np.argwhere(alike)[: _TOLD + 1].tolist() if len(pairs) <= _TOLD else ():
-                if (int(owner[start + row]), int(owner[column])) not in question.kin:
-                    pairs.add((question.words[start + row], question.words[column]))
+                tell(int(owner[start + row]), question.words[start + row], int(owner[column]), question.words[column])
     if not pairs:
         return ""
-    shown = [f"{first!r} and {second!r}" for first, second in sorted(pairs)]
+    shown = [f"{a!r} and {b!r}{' (background)' if of_background else ''}" for (a, b), of_background in sorted(pairs.items())]
     more = ", and more" if max(len(pairs), many) > _TOLD else ""
+    synonyms = min((pair for pair, of_background in pairs.items() if not of_background), default=None)
+    ways = [] if synonyms is None else [f"Put synonyms into one label: {synonyms!r}."]
+    ways += ["Take words of the background out that mean a label."] if any(pairs.values()) else []
     return (
-        f"These labels mean nearly the same, to people or to the model, and which of the two a pixel gets says little: "
-        f"{', '.join(shown[:_TOLD])}{more}. Put synonyms into one label: {min(pairs)!r}."
+        f"These words mean nearly the same, to people or to the model, and which of the two a pixel gets says little: "
+        f"{', '.join(shown[:_TOLD])}{more}. {' '.join(ways)}"
     )

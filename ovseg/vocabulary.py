@@ -39,6 +39,7 @@ Labels: TypeAlias = "Vocabulary | Label | str | os.PathLike[str] | Iterable[str 
 """One label; a path to a labels file; labels, each a word, a sequence of synonyms or a `Label`; or a `Vocabulary`."""
 
 AUTO = "auto"
+"""Among background words: a list of the model's."""
 COMBINE = ("best", "max", "mean")
 
 
@@ -48,7 +49,8 @@ class Vocabulary:
 
     Attributes:
         labels: The labels.
-        background: Words for everything else, a tuple of synonyms each; "auto" for a list of the model's; None for what `segment` is told.
+        background: Words for everything else, a tuple of synonyms each, and after them "auto" if a list of the model's counts too; "auto"
+            for that list alone; None for what `segment` is told.
         combine: How the synonyms of a label speak for it. "best": its logit is the largest of its words' logits, and the scores of the
             labels sum to 1. "max": the softmax is over all words, and its score is the largest of its words'; the map is the same, but
             a synonym takes score away from the others (the rule of SCLIP). "mean": its embedding is the mean of its words'.
@@ -59,7 +61,7 @@ class Vocabulary:
 
     Args:
         labels: Anything that `Segmenter.segment` takes as labels.
-        background: As above; a word or a list of words.
+        background: As above; a word or a list of words, of which "auto" stands for the model's list; `[("auto",)]` is the word itself.
         combine: As above.
         priorities: Texts like "curb > sidewalk > road", or tuples (winner, loser) or (winner, loser, ratio); the ratio is in (0, 1]
             and 0.5 where none is given.
@@ -71,7 +73,7 @@ class Vocabulary:
     """
 
     labels: tuple[Label, ...]
-    background: tuple[tuple[str, ...], ...] | str | None = None
+    background: tuple[str | tuple[str, ...], ...] | str | None = None
     combine: str = "best"
     priorities: tuple[tuple[str, str, float], ...] = ()
     exclusive: tuple[tuple[str, ...], ...] = ()
@@ -93,7 +95,7 @@ class Vocabulary:
             raise InvalidLabelsError(f"level must be a whole number from 0, the roots, or None; got {show(level)}.")
         values = {
             "labels": parse_entries(labels),
-            "background": background if background is None or background == AUTO else parse_background(background),
+            "background": None if background is None else _background_entries(background),
             "combine": combine,
             "level": level,
         }
@@ -112,6 +114,21 @@ class Vocabulary:
         if isinstance(labels, Vocabulary):
             return labels
         return cls.load(labels) if isinstance(labels, os.PathLike) else cls(labels)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What it says beyond words that has a say in the answers, by name: "background", "thresholds", ..."""
+        said = {
+            "background": self.background is not None,
+            "combine": self.combine != "best",
+            "priorities": bool(self.priorities),
+            "exclusive": bool(self.exclusive),
+            "level": self.level is not None,
+            "templates": any(label.templates is not None for label in self.labels),
+            "thresholds": any(label.threshold is not None for label in self.labels),
+            "examples": any(label.examples for label in self.labels),
+        }
+        return tuple(name for name, is_said in said.items() if is_said)
 
     # ------------------------------------------------------------------------------------------------------------ levels
 
@@ -274,7 +291,7 @@ class Vocabulary:
         """
         document: dict[str, Any] = {"labels": [_label_document(label) for label in self.labels]}
         if self.background is not None:
-            document["background"] = AUTO if isinstance(self.background, str) else [_shortest(words) for words in self.background]
+            document["background"] = _background_document(self.background)
         if self.combine != "best":
             document["combine"] = self.combine
         if self.priorities:
@@ -358,12 +375,32 @@ def parse_entries(labels: Labels) -> tuple[Label, ...]:
     return tuple(entry if isinstance(entry, Label) else Label.plain(words) for entry, words in zip(given, parsed, strict=True))
 
 
-def parse_background(background: Labels) -> tuple[tuple[str, ...], ...]:
-    """Do as `parse_labels` for background words."""
+def parse_background(background: Labels) -> tuple[tuple[tuple[str, ...], ...], bool]:
+    """Do as `parse_labels` for background words, of which "auto" is no word but stands for the model's list.
+
+    Args:
+        background: As for `parse_labels`. "auto", alone or among the entries of a sequence, stands for the list; `("auto",)` as an entry
+            is the word.
+
+    Returns:
+        The words of each entry that is not "auto", and whether the list is asked for.
+    """
+    auto = False
+    if not isinstance(background, (Vocabulary, Label, os.PathLike)):
+        entries = [background] if isinstance(background, str) else list_items(background, "background", "a word or a sequence of words")
+        background = [entry for entry in entries if not (isinstance(entry, str) and entry == AUTO)]
+        auto = len(background) < len(entries)
+        if auto and not background:
+            return (), True
     try:
-        return parse_labels(background)
+        return parse_labels(background), auto
     except InvalidLabelsError as error:
         raise InvalidLabelsError(f"In background: {error}") from error
+
+
+def _background_entries(background: Labels) -> tuple[str | tuple[str, ...], ...] | str:
+    words, auto = parse_background(background)
+    return words if not auto else (*words, AUTO) if words else AUTO
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], ...]:
@@ -383,6 +420,13 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], ...]:
 
 def _shortest(words: tuple[str, ...]) -> str | list[str]:
     return words[0] if len(words) == 1 else list(words)
+
+
+def _background_document(background: tuple[str | tuple[str, ...], ...] | str) -> Any:
+    """Write what `parse_background` reads; the word "auto" must not become the text that stands for the model's list."""
+    if isinstance(background, str):
+        return background
+    return [words if isinstance(words, str) else [AUTO] if words == (AUTO,) else _shortest(words) for words in background]
 
 
 def _label_document(label: Label) -> Any:

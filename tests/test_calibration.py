@@ -14,6 +14,7 @@ from sklearn import metrics
 
 from ovseg.cli import main
 from ovseg.errors import DatasetError, InvalidArgumentError, UnsupportedOperationError
+from ovseg.evaluation import diagram
 from ovseg.evaluation.calibrate import Calibration, calibrate
 from ovseg.evaluation.calibration import (
     LIMITS,
@@ -249,6 +250,10 @@ def test_files_and_picture(found: Calibration, tmp_path: Path) -> None:
     assert picture.mode == "RGB" and picture.width > 900
     values = np.asarray(picture)
     assert len(np.unique(values.reshape(-1, 3), axis=0)) > 5
+    below = [values[diagram._TOP + diagram._SIDE + 40 :, part] for part in (slice(0, 372), slice(372, 744), slice(744, None))]
+    for colour in (diagram._BAR, diagram._GAP, diagram._INK):  # the legend says what each is; letters are no squares
+        squares = [int((part == colour).all(-1).sum()) >= 11 * 11 for part in below]
+        assert squares == [True, True, False]
     assert found.datasets[0].dataset in found.format_table()
 
 

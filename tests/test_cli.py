@@ -281,6 +281,27 @@ def test_labels_background_and_synonyms(segmenter: ovseg.Segmenter) -> None:
     assert ovseg.Segmentation.load("map.npz") == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "background"),
+    [(["auto"], "auto"), (["auto", "sand"], ["auto", "sand"]), (["auto;"], [("auto",)]), (["auto; car"], [("auto", "car")])],
+)
+def test_auto_is_a_list_and_with_a_semicolon_a_word(segmenter: ovseg.Segmenter, words: list[str], background: Any) -> None:
+    given = [part for word in words for part in ("--background", word)]
+    assert segment("scene.png", "sky", "grass", *given, "-o", "map.npz") == 0
+    assert ovseg.Segmentation.load("map.npz") == segmenter.segment("scene.png", ["sky", "grass"], background=background, size=32)
+
+
+def test_neither_labels_nor_hints_are_written_over(capsys: Captured) -> None:
+    ovseg.Vocabulary(["sky", "grass"]).save("words.json")
+    before = Path("words.json").read_bytes()
+    assert segment("scene.png", "--labels", "words.json", "-o", "words.json") == 2
+    assert "'words.json' would be written over its input 'words.json'" in capsys.readouterr().err
+    assert Path("words.json").read_bytes() == before
+    Image.new("L", Image.open("scene.png").size, 255).save("strokes.png")
+    assert segment("scene.png", "sky", "grass", "--hints", "strokes.png", "-o", "strokes.png") == 2
+    assert "over its input 'strokes.png'" in capsys.readouterr().err
+
+
 def test_undecided_pixels_have_a_row(capsys: Captured) -> None:
     assert segment("scene.png", "sky", "grass", "--threshold", "1") == 0
     assert "(undecided)  100.0%" in capsys.readouterr().out
@@ -335,9 +356,9 @@ def test_one_label_alone_earns_a_hint(capsys: Captured) -> None:
         (["scene.png", "sky", "-o", "none/map.png"], 1, "does not exist"),
         (["scene.png", "sky", "--overlay", "none/look.png"], 1, "does not exist"),
         (["scene.png", "sky", "-o", "labels.txt/out"], 1, "Cannot make the folder"),
-        (["scene.png", "sky", "--format", "png"], 2, "would overwrite the image scene.png"),
-        (["scene.png", "sky", "-o", "scene.png"], 2, "would overwrite the image scene.png"),
-        (["scene.png", "sky", "--overlay", "./scene.png"], 2, "would overwrite the image scene.png"),
+        (["scene.png", "sky", "--format", "png"], 2, "would be written over its input 'scene.png'"),
+        (["scene.png", "sky", "-o", "scene.png"], 2, "would be written over its input 'scene.png'"),
+        (["scene.png", "sky", "--overlay", "./scene.png"], 2, "would be written over its input 'scene.png'"),
         (["scene.png", "scene.png", "sky"], 2, "would be written twice"),
         (["scene.png", "sky", "--overlay", "a.png", "-o", "a.png"], 2, "would be written twice"),
     ],

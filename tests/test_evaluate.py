@@ -10,11 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import ovseg
 from ovseg.errors import DatasetError, InvalidArgumentError, InvalidLabelsError, OutputError
+from ovseg.evaluation.calibrate import calibrate
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.evaluate import EvaluationResult, evaluate
+from ovseg.evaluation.hints import evaluate_hints
 from ovseg.result import Segmentation
-from ovseg.vocabulary import TEMPLATE_SETS
+from ovseg.vocabulary import TEMPLATE_SETS, Label, Vocabulary
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
 
@@ -287,3 +290,96 @@ def test_tags_of_the_truth(dataset: Dataset) -> None:
     assert segmenter.tags == [["red"], ["green", "blue"], "auto", "auto"]
     with pytest.raises(InvalidArgumentError, match="tags must be"):
         evaluate(segmenter, dataset, tags="all", progress=False)
+
+
+# ------------------------------------------------------------------------------------------------------ vocabularies with rules
+
+
+@pytest.fixture
+def photos(tmp_path: Path, scene: NDArray[np.uint8]) -> Path:
+    """Two pictures whose true labels are bands, so that no answer is right everywhere."""
+    truth = np.repeat(np.array([0, 0, 1, 2, 255], np.uint8), scene.shape[0] // 5 + 1)[: scene.shape[0], None].repeat(scene.shape[1], 1)
+    for part in ("images", "labels"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+    for number, picture in enumerate((scene, scene[:, ::-1])):
+        Image.fromarray(picture).save(tmp_path / f"photos/images/{number}.png")
+        Image.fromarray(truth).save(tmp_path / f"photos/labels/{number}.png")
+    (tmp_path / "photos/labels.txt").write_text("sky\ngrass\nroad\n")
+    return tmp_path / "photos"
+
+
+LEVELS = [Label("sky"), Label("meadow", parent="grass"), Label("heath", parent="grass"), Label("street", parent="road")]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "others"),
+    [
+        (Vocabulary(["sky", "grass", "road"], background=["water", "auto"]), ["sea", "Heath"]),
+        (
+            Vocabulary(["sky", Label("grass", threshold=0.7), "road"], priorities=[("road", "grass", 0.1)], exclusive=[("sky", "road")]),
+            ["sea", "Heath", "water"],
+        ),
+        (Vocabulary(["heaven", ("meadow", "heath"), "street"], combine="max", background="person"), ["sea", "water", "grass"]),
+        (Vocabulary(LEVELS, level=0), ["sea", "water"]),
+    ],
+    ids=["background", "rules", "synonyms", "level"],
+)
+@pytest.mark.parametrize("rivals", [None, ["sea", "Heath", "water", "grass"]], ids=["plain", "rivals"])
+def test_the_rules_of_a_vocabulary_decide(
+    photos: Path, segmenter: ovseg.Segmenter, vocabulary: Vocabulary, others: list[str], rivals: list[str] | None, tmp_path: Path
+) -> None:
+    vocabulary.save(tmp_path / "words.json")
+    dataset = Dataset.open(photos, labels=tmp_path / "words.json")
+    assert len(dataset.labels) == 3
+    result = evaluate(segmenter, dataset, size=64, rivals=rivals, progress=False)
+    assert result.settings["vocabulary with"] == ", ".join(vocabulary.rules)
+    truths, answers = [], []
+    if rivals is not None:
+        vocabulary = Vocabulary(
+            [*vocabulary.labels, *others], background=vocabulary.background, combine=vocabulary.combine, priorities=vocabulary.priorities,
+            exclusive=vocabulary.exclusive, level=vocabulary.level,
+        )  # fmt: skip
+        assert result.settings["rivals"] == len(others)
+    for number in range(2):
+        truths.append(np.asarray(Image.open(photos / f"labels/{number}.png")).ravel())
+        answers.append(segmenter.segment(photos / f"images/{number}.png", vocabulary, size=64).segmentation.ravel())
+    truth, answer = np.concatenate(truths), np.concatenate(answers)
+    truth, answer = truth[truth != 255], answer[truth != 255]
+    assert result.pixel_accuracy == pytest.approx(100 * (truth == answer).mean())  # undecided pixels are wrong
+    for index, value in enumerate(result.iou.values()):
+        both, either = ((truth == index) & (answer == index)).sum(), ((truth == index) | (answer == index)).sum()
+        assert value == pytest.approx(100 * both / either)
+
+
+def test_a_vocabulary_beside_the_images(photos: Path, segmenter: ovseg.Segmenter) -> None:
+    pytest.importorskip("yaml")
+    plain = evaluate(segmenter, Dataset.open(photos), size=64, progress=False)
+    vocabulary = Vocabulary(["sky", "grass", "road"], background=["wall"], priorities=["road > sky"])
+    vocabulary.save(photos / "labels.yaml")
+    dataset = Dataset.open(photos)
+    assert (dataset.vocabulary, dataset.labels) == (vocabulary, (("sky",), ("grass",), ("road",)))
+    ruled = evaluate(segmenter, dataset, size=64, progress=False)
+    assert ruled.iou != plain.iou
+    assert "vocabulary with background, priorities" in ruled.format_table()
+    assert Dataset.open(photos, labels=["sky", "grass", "road"]).vocabulary is None  # what is given takes its place
+    Vocabulary(["sky", Label("grass", color="#00ff00"), "road"]).save(photos / "labels.yaml")
+    assert Dataset.open(photos).vocabulary is None  # nothing that has a say in the answers
+    (photos / "labels.yaml").write_text("labels: [sky, sky]")
+    with pytest.raises(DatasetError, match="same word"):
+        Dataset.open(photos)
+
+
+def test_answers_that_are_not_the_classes(photos: Path) -> None:
+    with pytest.raises(InvalidLabelsError, match="each of the 3 classes"):
+        Dataset.open(photos, labels=Vocabulary(LEVELS))
+    with pytest.raises(InvalidLabelsError, match="index 0 is 'sky' there; got 'Grass'"):
+        Dataset.open(photos, labels=["Grass", "sky", "road"])
+    assert Dataset.open(photos, labels=Vocabulary(LEVELS).at(0)).labels == (("sky",), ("grass",), ("road",))
+
+
+def test_what_measures_words_alone_refuses_rules(photos: Path, segmenter: ovseg.Segmenter) -> None:
+    dataset = Dataset.open(photos, labels=Vocabulary(["sky", "grass", "road"], background="auto"))
+    with pytest.raises(InvalidLabelsError, match="Calibration measures .*background"):
+        calibrate(segmenter, [dataset], progress=False)
+    with pytest.raises(InvalidLabelsError, match="clicks measures .*background"):
+        evaluate_hints(segmenter, dataset, progress=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ovseg.errors import OutputError
-from ovseg.output.files import write_atomically
+from ovseg.errors import InvalidArgumentError, OutputError
+from ovseg.output.files import check_overwrites, write_atomically
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")
 
@@ -144,3 +144,19 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with write_atomically("a.bin") as file:
         file.write(b"x")
     assert (tmp_path / "a.bin").read_bytes() == b"x"
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Path(name).write_bytes(b"1")
+    check_overwrites(["a.png", "https://host/a.png", None, b"a.png", 3, "none.png", "\0"], ["b.png", "c.png", "none.png", "x" * 999])
+    names = ["a.png", "./a.png", str(tmp_path / "a.png")]
+    if sys.platform != "win32":
+        os.symlink("a.png", "soft.png")
+        os.link("a.png", "hard.png")
+        names += ["soft.png", "hard.png"]
+    for name in names:
+        for read, written in (("a.png", name), (Path(name), "a.png")):
+            with pytest.raises(InvalidArgumentError, match=r"would be written over its input .*Choose another name"):
+                check_overwrites(["b.png", read], ["c.png", written])

@@ -121,7 +121,8 @@ def test_only_the_first_word_is_a_folder(capsys: Captured) -> None:
         (["photos", "sky", "-o", "out.png"], 2, "names one file"),
         (["photos", "sky", "-o", "out", "--overlay", "a.png"], 2, "--overlay names one file"),
         (["photos", "sky", "-o", "photos"], 2, "among the images"),
-        (["photos", "sky", "-o", "scene.png/out"], 1, "Cannot make the folder"),
+        (["photos", "sky", "-o", "scene.png/out"], 1, "scene.png' exists and is no folder. Name another folder for them (-o)"),
+        (["photos", "sky", "-o", "labels.txt"], 1, "labels.txt' exists and is no folder. Name another folder for them (-o)"),
         (["photos", "sky", "-o", "out", "--workers", "0"], 2, "workers must be"),
         (["photos", "sky", "-o", "out", "--smooth", "1"], 2, "--smooth is for a video"),
         (["photos", "sky", "-o", "out", "--summary", "coco", "--format", "overlay"], 2, "label maps"),
@@ -134,6 +135,7 @@ def test_only_the_first_word_is_a_folder(capsys: Captured) -> None:
 )
 def test_what_goes_wrong_is_said(capsys: Captured, words: list[str], status: int, message: str) -> None:
     Path("empty").mkdir()
+    Path("labels.txt").write_text("sky")
     assert segment(*words, "-q") == status
     out, err = capsys.readouterr()
     assert message in err

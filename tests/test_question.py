@@ -253,6 +253,35 @@ def test_words_near_a_label_to_the_model_are_no_background(segmenter: ovseg.Segm
         assert question.members is None or question.members.tolist() == [0, 1, 2]
 
 
+def test_the_list_may_stand_beside_words(segmenter: ovseg.Segmenter, features: ovseg.ImageFeatures) -> None:
+    card = dataclasses.replace(CARD, background=("wall", "lawn", "street", "sandbank", "water"), near=None)
+    sand = ("sand", "sandbank")
+    for background in (["auto", sand], [sand, "auto"], Vocabulary("x", background=["auto", sand]).background):
+        question = Question.of(["grass"], background, None, card, None, 0)
+        assert question.words == ("grass", "sand", "sandbank", "wall", "street", "water")  # without what is near to a label or a word
+        assert question.owner.tolist() == [0, 1, 1, 2, 3, 4]
+    assert segmenter.segment(features, LABELS, background=["auto"]) == segmenter.segment(features, LABELS, background="auto")
+    assert Question.of("grass", [("auto",)], None, card, None, 0).words == ("grass", "auto")
+    with pytest.raises(InvalidLabelsError, match="'Grass' stands both"):
+        Question.of("grass", ["auto", "Grass"], None, card, None, 0)
+
+
+def test_of_background_words_only_those_of_the_list_yield(segmenter: ovseg.Segmenter) -> None:
+    words = ["doggy", "big dog", "grass", "wall"]
+    vectors = segmenter.encode_text(words)
+    near = float(vectors[0] @ vectors[1]) - 1e-3
+    for combine, more in (("best", 2), ("mean", 1)):
+        for level in (None, 0):
+            vocabulary = Vocabulary([Label("doggy", parent="pet")], background=["auto", ("big dog", "hound")], combine=combine, level=level)
+            question = Question.of(vocabulary, None, None, dataclasses.replace(CARD, background=("big dogs", "wall")), None, 0)
+            question, found = question.read(segmenter._model, near)
+            assert (question.rows, question.others, question.yielding) == (3, 2, 1)
+            assert question.owner.tolist() == [0, *[1] * more, 2]
+            assert question.words[-1] == "wall"
+            assert len(found) == 2 + more
+            assert question.members is None or question.members.tolist() == [0, 1, 2]
+
+
 def test_a_model_that_scores_each_label_alone_needs_no_background() -> None:
     card = find_card("clipseg-rd64-refined")
     assert Question.of("sky", None, None, card, None, 0).words == ("sky",)
@@ -299,6 +328,21 @@ def test_what_the_model_can_hardly_tell_apart_is_told(segmenter: ovseg.Segmenter
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         blind.segment(features, ["sky", "left hand", "right hand"])
+
+
+def test_a_background_word_near_a_label_is_told(segmenter: ovseg.Segmenter, features: ovseg.ImageFeatures) -> None:
+    fresh = ovseg.Segmenter(CARD, segmenter._model._runtime, segmenter._model._text._tokenize)
+    with pytest.warns(UserWarning, match=r"'sky' and 'skies' \(background\)\. Take words of the background out that mean a label\.$"):
+        fresh.segment(features, ["road", "sky"], background=["skies", "wall"])
+    with pytest.warns(UserWarning, match=r"'car' and 'automobile', 'sky' and 'skies' \(background\)\. Put .*'automobile'\)\. Take"):
+        fresh.segment(features, ["car", "sky", "automobile"], background=["skies", "auto"])
+    close = ovseg.Segmenter(dataclasses.replace(CARD, near=0.9), segmenter._model._runtime, segmenter._model._text._tokenize)
+    with pytest.warns(UserWarning, match=r"'left hand' and 'right hand' \(background\)"):  # to the model
+        close.segment(features, ["sky", "left hand"], background=["right hand"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.segment(features, ["road", "person"], background=["sofa", "couch"])  # whichever wins, the answer is the same
+        fresh.segment(features, ["road", "sky"], background="auto")  # yields
 
 
 def test_many_near_duplicates_are_told_shortly(quick: ovseg.Segmenter) -> None:

@@ -353,9 +353,23 @@ def test_a_mapped_array_is_not_written_over(tmp_path: Path, model: ovseg.Segment
     image = blobs(100, 120)
     np.save(tmp_path / "a.npy", image)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    with pytest.raises(OutputError, match="image itself"):
+    with pytest.raises(InvalidArgumentError, match="over its input"):
         segment_scene(mapped, WORDS, tmp_path / "a.npy", model=model, progress=False)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), image)
+
+
+def test_a_list_of_tags_says_the_same_of_every_tile(tmp_path: Path) -> None:
+    model, image = blur(0), blobs(150, 170)  # cells that see themselves alone: tiles are the whole
+    segment_scene(image, WORDS, tmp_path / "plain.npy", model=model, tile=64, overlap=32, progress=False)
+    for tags in (["red"], ("Red", "green")):
+        scene = segment_scene(image, WORDS, tmp_path / "tags.npy", model=model, tags=tags, tile=64, overlap=32, progress=False)
+        found = np.load(tmp_path / "tags.npy")
+        assert (found == whole(model, image, tags=tags)).mean() > 0.999  # two colours may tie but for rounding
+        assert scene.coverage()["blue"] < (np.load(tmp_path / "plain.npy") == 2).mean()
+    for tags, error in (("auto", InvalidArgumentError), (["yellow"], InvalidLabelsError), ([], InvalidLabelsError)):
+        with pytest.raises(error, match="tags"):
+            segment_scene(image, WORDS, tmp_path / "no.npy", model=model, tags=tags, progress=False)
+    assert not (tmp_path / "no.npy").exists()
 
 
 def test_what_is_wrong_is_said_before_the_work(tmp_path: Path, model: ovseg.Segmenter) -> None:
@@ -364,7 +378,7 @@ def test_what_is_wrong_is_said_before_the_work(tmp_path: Path, model: ovseg.Segm
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (OutputError, "ends in", {"out": tmp_path / "a.jpg"}),
         (OutputError, "does not exist", {"out": tmp_path / "no" / "a.tif"}),
-        (OutputError, "image itself", {"image": tmp_path / "image.tif", "out": tmp_path / "image.tif"}),
+        (InvalidArgumentError, "over its input", {"image": tmp_path / "image.tif", "out": tmp_path / "image.tif"}),
         (OutputError, "is a folder", {"out": tmp_path / "folder.tif"}),
         (OutputError, "no zarr", {"out": tmp_path / "folder.zarr"}),
         (InvalidLabelsError, "label", {"labels": []}),
@@ -406,7 +420,6 @@ def test_rules_that_need_the_whole_image_are_refused(tmp_path: Path, model: ovse
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     runtime = Blur()
-    model = ovseg.Segmenter(card(stride=4), runtime, tokenize)
     (tmp_path / "a.tif").write_bytes(b"the old one")
 
     def fail(pixel_values: Floats) -> Floats:
@@ -415,6 +428,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         return Blur.encode_image(runtime, pixel_values)
 
     runtime.encode_image = fail  # type: ignore[method-assign]
+    model = ovseg.Segmenter(card(stride=4), runtime, tokenize)
     with pytest.raises(RuntimeError, match="broke"):
         segment_scene(blobs(400, 400), WORDS, tmp_path / "a.tif", model=model, tile=64, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
@@ -541,11 +555,15 @@ def test_the_command_line_sees_by_tiles_where_it_is_asked_to(
     assert "128 x 96" in said and f"wrote {tmp_path / 'b.tif'}" in said and "grass" in said
     assert np.asarray(Image.open(tmp_path / "b.tif")).shape == (96, 128)
     assert json.loads((tmp_path / "b.labels.json").read_text())["labels"] == ["sky", "grass"]
+    assert main([*ask, "-o", str(tmp_path / "d.npy"), "--tags", "grass"]) == 0
+    assert "grass" in capsys.readouterr().out
     for wrong, match in (
         (["-o", str(tmp_path / "c.tif"), "--size", "200"], "--scale"),
         (["--scale", "0.5"], "name with -o"),
         (["-o", str(tmp_path / "c.json"), "--tile", "256"], "name with -o"),
-        (["-o", str(tmp_path / "a.tif")], "image itself"),
+        (["-o", str(tmp_path / "c.tif"), "--tags", "auto"], "list the labels"),
+        (["-o", str(tmp_path / "c.tif"), "--refine", "guided"], "--refine is not for scenes (-o "),
+        (["-o", str(tmp_path / "a.tif")], "over its input"),
         (["-o", str(tmp_path / "c.tif"), "--bands", "0,1"], "bands"),
     ):
         assert main([*ask, *wrong]) != 0

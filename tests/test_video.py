@@ -52,6 +52,14 @@ def clip(tmp_path: Path, pictures: list[Picture]) -> Path:
     return tmp_path / "clip.mp4"
 
 
+def cut(path: Path, part: float) -> Path:
+    """Copy the beginning of a file."""
+    data = path.read_bytes()
+    short = path.with_name(f"cut{path.suffix}")
+    short.write_bytes(data[: round(part * len(data))])
+    return short
+
+
 # ---------------------------------------------------------------------------------------------------------------- frames
 
 
@@ -83,16 +91,142 @@ def test_times_of_a_variable_rate_are_kept(tmp_path: Path, pictures: list[Pictur
         assert [frame.time for frame in video.frames] == pytest.approx(times, abs=1e-3)
 
 
+def noise(count: int) -> list[Picture]:
+    """Pictures of one size in bytes, so that half a file is half of the frames."""
+    draw = np.random.default_rng(5)
+    return [draw.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(count)]
+
+
+def healthy(path: Path, *, sound: float = 0, rate: int = 10, codec: str = "mpeg4", **options: str) -> Path:
+    """Write 40 pictures, and seconds of silence."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate, options={"b": "400k"} if codec == "libvpx-vp9" else {"qmin": "5", "qmax": "5"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        voice = container.add_stream("aac", rate=16000) if sound else None
+        for picture in noise(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+        for number in range(round(16000 * sound / 1024)):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.rate, silence.pts = 16000, 1024 * number
+            container.mux(voice.encode(silence))
+        if voice is not None:
+            container.mux(voice.encode())
+    return path
+
+
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.mkv", {}), ("a.mkv", {"sound": 9}), ("a.mp4", {"movflags": "faststart"}), ("a.mov", {"movflags": "faststart"})],
+)
+def test_a_video_without_its_end_is_told(tmp_path: Path, name: str, options: dict[str, Any], every: int) -> None:
+    path = healthy(tmp_path / name, **options)
+    for part in (0.3, 0.6):
+        told: list[str] = []
+        with open_video(cut(path, part), every=every, tell=told.append) as video:
+            found = [frame.number for frame in video.frames]
+        assert len(told) == 1
+        assert f"cut{path.suffix}' " in told[0]
+        assert 0.5 * part * 40 - every < found[-1] < 40 - every  # what could be read was given
+        assert found == list(range(0, found[-1] + 1, every))
+    with pytest.warns(UserWarning, match=f"cut{path.suffix}"), open_video(cut(path, 0.5)) as video:
+        list(video.frames)
+
+
+@pytest.mark.parametrize("reader", ["av", "cv2"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", {}), ("a.mp4", {}), ("a.mov", {"movflags": "faststart"}), ("a.avi", {}), ("a.ts", {}), ("slow.mp4", {"rate": 1}),
+        ("a.webm", {"codec": "libvpx-vp9"}), ("parts.mp4", {"movflags": "frag_keyframe+empty_moov"}),
+        ("long.mkv", {"sound": 9}), ("long.mp4", {"sound": 9}), ("short.mkv", {"sound": 2}),  # sound goes on after the pictures, or ends
+        ("live.mkv", {"live": "1"}),  # says no duration
+    ],
+)  # fmt: skip
+def test_a_healthy_video_raises_no_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], reader: str
+) -> None:
+    pytest.importorskip(reader)
+    monkeypatch.setattr(frames, "_has", lambda module: module == reader)
+    path = tmp_path / name
+    healthy(path, **options)
+    told: list[str] = []
+    for every in (1, 3):
+        with open_video(path, every=every, tell=told.append) as video:
+            assert len(list(video.frames)) == -(-40 // every)
+    assert told == []
+
+
+@pytest.mark.parametrize("reader", ["av", "cv2"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_pictures_that_stay_for_long_raise_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, reader: str) -> None:
+    pytest.importorskip(reader)
+    for times in ([0, 5, 10, 40], [0, 0.1, 0.15, 0.6, 0.61, 2.0, 2.5], [3.0], [30, 30.1, 30.2]):
+        make_clip(tmp_path / f"a{suffix}", noise(len(times)), times)
+        monkeypatch.setattr(frames, "_has", lambda module: module == reader)
+        told: list[str] = []
+        with open_video(tmp_path / f"a{suffix}", tell=told.append) as video:
+            assert len(list(video.frames)) == len(times)
+        assert told == []
+
+
+def test_a_picture_that_cannot_be_decoded_ends_the_video(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packets are the file's own; one has other bytes than a decoder takes."""
+    opened = av.open
+
+    class Broken:
+        def __init__(self, container: Any, good: int) -> None:
+            self._container, self._good = container, good
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._container.close()
+
+        def demux(self) -> Iterator[Any]:
+            for number, packet in enumerate(self._container.demux()):
+                if number == self._good:
+                    raise av.error.InvalidDataError(1094995529, "Invalid data found", "avcodec_send_packet()")
+                yield packet
+
+    told: list[str] = []
+    monkeypatch.setattr(av, "open", lambda name, *more: opened(name, *more) if more else Broken(opened(name), 0))
+    with open_video(clip, tell=told.append) as video, pytest.raises(InvalidImageError, match="clip.mp4' is damaged: .*Invalid data"):
+        next(video.frames)
+    assert told == []
+    make_clip(clip, noise(40))
+    monkeypatch.setattr(av, "open", lambda name: Broken(opened(name), 39))
+    with open_video(clip, tell=told.append) as video:
+        assert 5 < len(list(video.frames)) < 40
+    (message,) = told
+    assert "clip.mp4' is damaged after 3.9 s" in message
+
+
+def test_opencv_tells_of_a_missing_end_where_pictures_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cv2")
+    short = cut(healthy(tmp_path / "a.mp4", movflags="faststart"), 0.5)
+    monkeypatch.setattr(frames, "_has", lambda module: module == "cv2")
+    told: list[str] = []
+    with open_video(short, tell=told.append) as video:
+        assert 15 <= len(list(video.frames)) <= 21
+    assert "says that it lasts 4.0 s: its end is missing" in told[0]
+
+
 def test_a_picture_of_a_turned_camera_is_upright(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = np.zeros((2, 3, 3), np.uint8)
     marked[0, 0] = 255  # the top left corner of what the sensor saw
     turned = {0: (0, 0), 90: (2, 0), -90: (0, 1), 180: (1, 2)}  # counter-clockwise, as the display matrix says
     for angle, corner in turned.items():
         frame = SimpleNamespace(to_ndarray=lambda **_: marked, rotation=angle, time=0.0)
-        stream = SimpleNamespace(average_rate=10, frames=1, thread_type="")
+        stream = SimpleNamespace(average_rate=10, frames=1, thread_type="", index=0)
 
         class Container:
-            streams = SimpleNamespace(video=[stream])
+            streams, duration = SimpleNamespace(video=[stream]), None
 
             def __enter__(self) -> Any:
                 return self
@@ -100,8 +234,8 @@ def test_a_picture_of_a_turned_camera_is_upright(clip: Path, monkeypatch: pytest
             def __exit__(self, *_: object) -> None:
                 pass
 
-            def decode(self, _: object, frame: Any = frame) -> list[Any]:
-                return [frame]
+            def demux(self, frame: Any = frame) -> list[Any]:
+                return [SimpleNamespace(pts=None, stream=self.streams.video[0], decode=lambda: [frame])]
 
         monkeypatch.setattr(av, "open", lambda *_: Container())
         with open_video(clip) as video:
@@ -348,6 +482,21 @@ def test_the_command_writes_a_video_or_maps(clip: Path, segmenter: ovseg.Segment
 
 
 @pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_what_was_made_of_a_video_without_its_end_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    cut(healthy(tmp_path / name.replace("cut", "a"), movflags="faststart"), 0.5)
+    assert main(["segment", name, "sky", "grass", "--size", "32", "-o", "maps", "--every", "4", "-q", "--format", "png"]) == 1
+    assert f"{name}' ends after 2." in capsys.readouterr().err
+    assert len(list(Path("maps").iterdir())) in (5, 6)
+    assert main(["segment", name, "sky", "grass", "--size", "32", "-o", "out.mp4", "-q"]) == 1
+    assert "The results up to there are kept." in capsys.readouterr().err
+    with open_video("out.mp4") as video:
+        assert 15 <= len(list(video.frames)) <= 21
+    assert main(["segment", name, "sky", "grass", "--size", "32", "-o", "out.mp4", "-q", "--frames", "10"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -360,7 +509,7 @@ def test_the_command_writes_a_video_or_maps(clip: Path, segmenter: ovseg.Segment
         (["clip.mp4", "sky", "-o", "out.mp4", "--recursive"], 2, "--recursive is for a folder"),
         (["clip.mp4", "sky", "-o", "none/out.mp4"], 1, "does not exist"),
         (["bad.mp4", "sky", "-o", "out.mp4"], 1, "cannot be read"),
-        (["clip.mp4", "sky", "-o", "./clip.mp4"], 2, "that is the video itself"),
+        (["clip.mp4", "sky", "-o", "./clip.mp4"], 2, "over its input 'clip.mp4'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

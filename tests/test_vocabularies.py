@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def test_bad_rules_are_refused(options: dict[str, Any], message: str) -> None:
         Vocabulary("sky"),
         Vocabulary(["no", "yes", "1", "null", "🍎", "dog, brown", "#tag", "a: b", "- x", "日本語", "c;d"]),
         Vocabulary(["sky", ("grass", "lawn")], background="auto", combine="max"),
+        Vocabulary(["sea"], background=["auto", "sand", ("road", "street")]),
+        Vocabulary(["beach"], background=[("auto",), "sand"]),
         *(Vocabulary.named(name) for name in CLASS_LISTS),
     ],
     ids=lambda value: value if isinstance(value, str) else value.names[0],
@@ -255,7 +258,8 @@ def test_a_document_is_as_short_as_it_can_be(tmp_path: Path) -> None:
         ("a.json", '{"labels": [{"name": "sky", "name": "road"}]}', "'name' stands twice"),
         ("a.yaml", "labels: [sky]\nlabels: [road]", "'labels' stands twice in one mapping, again in line 2"),
         ("a.yaml", "labels:\n- {name: sky, name: road}", "'name' stands twice in one mapping, again in line 2"),
-        ("a.yaml", "&a\n- *a", r"labels\[0\]"),
+        ("a.yaml", "&a\n- *a", "an alias in line .* leads back"),
+        ("a.yaml", "labels: [sky]\nexclusive: &a\n- [sky, {x: *a}]", "an alias in line .* leads back"),
         ("a.yaml", "labels: [sky", "is not YAML"),
         ("a.yaml", "labels: [no]", r"labels\[0\].*False"),
         ("a.yaml", "!!python/object:os.system {}", "is not YAML"),
@@ -268,6 +272,45 @@ def test_damaged_documents_are_refused(tmp_path: Path, name: str, content: str, 
     (tmp_path / name).write_text(content)
     with pytest.raises(InvalidLabelsError, match=message):
         Vocabulary.load(tmp_path / name)
+
+
+def laughs(rows: int, merge: bool = False) -> str:
+    """Nine aliases of nine aliases of ...: a few hundred bytes that unfold to 9^rows entries."""
+    lines = ["- &a0 {k: x}" if merge else "- &a0 [" + ", ".join("x" * 9) + "]"]
+    for row in range(1, rows):
+        aliases = ", ".join([f"*a{row - 1}"] * 9)
+        lines.append(f"- &a{row} {{<<: [{aliases}]}}" if merge else f"- &a{row} [{aliases}]")
+    return "labels:\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs(20), "its aliases unfold to [0-9,]{20,} entries; at most 6,000,000"),
+        (laughs(20, merge=True), "its aliases unfold to"),
+        ("labels:\n- &s [" + ", ".join(f"w{i}" for i in range(3000)) + "]\n" + "- {name: b, synonyms: *s}\n" * 3000, "unfold"),
+        ("labels: " + "[" * 300_000, "in line 1 lists and mappings are nested more than 50 deep"),
+        ("labels:\n" + "- " * 300_000 + "sky", "in line 2 lists and mappings are nested more than 50 deep"),
+        ("labels: " + "{a: " * 300_000, "nested more than 50 deep"),
+    ],
+    ids=["lists", "merges", "one list", "flow", "block", "mappings"],
+)
+def test_yaml_that_unfolds_to_more_than_memory_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "a.yaml").write_text(text)
+    tracemalloc.start()
+    with pytest.raises(InvalidLabelsError, match=message):
+        Vocabulary.load(tmp_path / "a.yaml")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
+
+
+def test_aliases_may_be_many(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    first = '- {name: t0, templates: &t ["a {}", "the {}"]}\n'
+    (tmp_path / "a.yaml").write_text(first + "".join(f"- {{name: t{i}, templates: *t}}\n" for i in range(1, 5000)))
+    assert Vocabulary.load(tmp_path / "a.yaml") == Vocabulary([Label(f"t{i}", templates=["a {}", "the {}"]) for i in range(5000)])
 
 
 def test_yaml_merges_are_no_double_keys(tmp_path: Path) -> None:
@@ -295,6 +338,17 @@ def test_three_separators(tmp_path: Path) -> None:
         path = tmp_path / f"cls_{number}.txt"
         path.write_text("".join(f"{separator.join(words)}\n" for words in expected).rstrip() + " ")
         assert parse_labels(path) == expected
+
+
+def test_auto_in_a_background_is_the_list_and_as_a_synonym_the_word() -> None:
+    assert Vocabulary("sky", background=["auto"]) == Vocabulary("sky", background="auto")
+    assert Vocabulary("sky", background=iter(["auto", "sand"])).background == (("sand",), "auto")
+    assert Vocabulary("sky", background=[("auto",)]).background == (("auto",),)
+    assert Vocabulary("sky", background=[("auto",)]).to_document() == {"labels": ["sky"], "background": [["auto"]]}
+    read = Vocabulary.from_document({"labels": ["sky"], "background": ["auto", "sand"]})
+    assert read.at(0).background == read.background == (("sand",), "auto")
+    with pytest.raises(InvalidLabelsError, match="In background"):
+        Vocabulary("sky", background=["auto", ""])
 
 
 def test_a_line_of_background(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.analysis.files import find_results, first_readable, write_csv, write_json
+from ovseg.analysis.maps import LabelMap, open_map
 from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.result import Segmentation
 
 UNDECIDED = "(undecided)"
-_CHUNK = 1 << 22  # pixels that are compared at a time
+MAX_MARKED = 1 << 28
+"""Pixels from which on `Comparison.changed` is left out: it takes a byte for each."""
 
 Result = Segmentation | str | os.PathLike[str]
 
@@ -29,7 +32,7 @@ class Comparison:
     Attributes:
         labels: K labels: those of the first, then those that only the second has.
         transitions: (K + 1, K + 1) int64 pixels by label in the first (row) and in the second (column); the last is undecided.
-        changed: (H, W) bool, where the two differ; None for the comparison of folders.
+        changed: (H, W) bool, where the two differ; None for the comparison of folders, and of maps with more than 2^28 pixels.
         maps: How many pairs were compared.
         unpaired: Names that only one folder has, or that could not be compared, with the reason.
     """
@@ -155,7 +158,7 @@ def compare(first: Result, second: Result) -> Comparison:
     """Compare two label maps of the same size.
 
     Args:
-        first: A result, or a file that `save` wrote.
+        first: A result, or a file that `save` or `segment_scene` wrote; what scenes are written to is read by rows.
         second: The other one.
 
     Returns:
@@ -165,17 +168,17 @@ def compare(first: Result, second: Result) -> Comparison:
         InvalidArgumentError: If the sizes differ, or they have no label in common.
         InvalidImageError: If a file cannot be read.
     """
-    a, b = _read(first), _read(second)
-    labels = tuple(dict.fromkeys((*a.labels, *b.labels)))
-    transitions, changed = _count(a, b, labels)
-    return Comparison(labels, transitions, changed)
+    with closing(_open(first)) as a, closing(_open(second)) as b:
+        labels = tuple(dict.fromkeys((*a.labels, *b.labels)))
+        changed = np.empty(a.size, bool) if a.size[0] * a.size[1] <= MAX_MARKED else None
+        return Comparison(labels, _count(a, b, labels, changed), changed)
 
 
 def compare_folders(first: str | os.PathLike[str], second: str | os.PathLike[str], *, progress: bool = True) -> Comparison:
     """Compare the results in two folders that have the same names, all together.
 
     Args:
-        first: A folder of results that `save` wrote; those in folders within it count too.
+        first: A folder of results as for `report`; those in folders within it count too.
         second: The other one.
         progress: Whether to show a progress bar on stderr.
 
@@ -194,9 +197,9 @@ def compare_folders(first: str | os.PathLike[str], second: str | os.PathLike[str
     maps = 0
     for name in tqdm(sorted(ours.keys() & theirs.keys()), "comparing", unit="map", disable=not progress, delay=2):
         try:
-            (_, a), (_, b) = first_readable(ours[name]), first_readable(theirs[name])
-            known = tuple(dict.fromkeys((*labels, *a.labels, *b.labels)))
-            counts, _ = _count(a, b, known)
+            with closing(first_readable(ours[name])) as a, closing(first_readable(theirs[name])) as b:
+                known = tuple(dict.fromkeys((*labels, *a.labels, *b.labels)))
+                counts = _count(a, b, known)
         except (InvalidImageError, InvalidArgumentError) as error:
             unpaired[name] = str(error)
             continue
@@ -212,37 +215,34 @@ def compare_folders(first: str | os.PathLike[str], second: str | os.PathLike[str
     return Comparison(labels, total, None, maps, unpaired)
 
 
-def _read(result: Result) -> Segmentation:
-    return result if isinstance(result, Segmentation) else Segmentation.load(result)
+def _open(result: Result) -> LabelMap:
+    return LabelMap.of(result) if isinstance(result, Segmentation) else open_map(result)
 
 
-def _count(a: Segmentation, b: Segmentation, labels: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Count the transitions among `labels` and mark the pixels that differ."""
-    if a.segmentation.shape != b.segmentation.shape:
-        raise InvalidArgumentError(
-            f"Only maps of the same size can be compared; got (height, width) {a.segmentation.shape} and {b.segmentation.shape}."
-        )
+def _count(a: LabelMap, b: LabelMap, labels: Sequence[str], changed: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """Count the transitions among `labels`, and mark the pixels that differ in `changed`, (H, W)."""
+    if a.size != b.size:
+        raise InvalidArgumentError(f"Only maps of the same size can be compared; got (height, width) {a.size} and {b.size}.")
     if not set(a.labels) & set(b.labels):
         raise InvalidArgumentError(
             f"The two maps have no label in common: {', '.join(a.labels[:5])} and {', '.join(b.labels[:5])}. Labels are matched by name."
         )
     side = len(labels) + 1
     counts = np.zeros(side * side, np.int64)
-    changed = np.empty(a.segmentation.size, bool)
-    tables = [_places(result, labels) for result in (a, b)]
-    for start in range(0, changed.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        x, y = (table[result.segmentation.reshape(-1)[part]] for table, result in zip(tables, (a, b), strict=True))
-        counts += np.bincount(x * side + y, minlength=side * side)
-        np.not_equal(x, y, out=changed[part])
-    return counts.reshape(side, side), changed.reshape(a.segmentation.shape)
+    tables = [_places(one, labels) for one in (a, b)]
+    for (rows, first), (_, second) in zip(a.strips(), b.strips(), strict=True):
+        x, y = (table[part] for table, part in zip(tables, (first, second), strict=True))
+        counts += np.bincount((x * side + y).ravel(), minlength=side * side)
+        if changed is not None:
+            np.not_equal(x, y, out=changed[rows])
+    return counts.reshape(side, side)
 
 
-def _places(result: Segmentation, labels: Sequence[str]) -> NDArray[np.int64]:
-    """Make the table from a result's values to places in `labels`; its last entry, undecided, is the last place."""
-    table = np.full(result.ignore_index + 1, len(labels), np.int64)
+def _places(one: LabelMap, labels: Sequence[str]) -> NDArray[np.int64]:
+    """Make the table from a map's values to places in `labels`; its last entry, undecided, is the last place."""
+    table = np.full(one.ignore_index + 1, len(labels), np.int64)
     known = {label: place for place, label in enumerate(labels)}
-    table[: len(result.labels)] = [known[label] for label in result.labels]
+    table[: len(one.labels)] = [known[label] for label in one.labels]
     return table
 
 

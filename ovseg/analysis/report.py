@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,11 @@ def report(
     """Count the labels of all results in a folder, and in the folders in it.
 
     Args:
-        folder: Holds .png, .npz or .json files that `Segmentation.save` wrote. One result in several formats counts once; overlays and
-            files that hold no result are passed over.
+        folder: Holds .png, .npz or .json files that `Segmentation.save` wrote, or .tif, .npy or .zarr of `segment_scene`, which are read by
+            rows. One result in several formats counts once; overlays and files that hold no result are passed over. Or one such file.
         pixel_size: Side of a pixel on the ground, or its (height, width): areas are then given in its square. `ground_pixel_size` reads
             that of a GeoTIFF.
-        regions: Whether to list the connected regions.
+        regions: Whether to list the connected regions, for which each map is held in memory as a whole.
         min_pixels: Leave out smaller regions.
         progress: Whether to show a progress bar on stderr.
 
@@ -177,19 +178,21 @@ def report(
     skipped: dict[str, str] = {}
     for name, paths in tqdm(find_results(folder).items(), "reading", unit="result", disable=not progress, delay=2):
         try:
-            _, result = first_readable(paths)
+            with closing(first_readable(paths)) as one:
+                counts = np.zeros(len(one.labels), np.int64)
+                for _, part in one.strips():
+                    counts += count_pixels(part, len(counts))
+                if regions:
+                    listed += [(name, region) for region in one.whole().regions(min_pixels=min_pixels, pixel_size=pixel_size)]
         except InvalidImageError as error:
             skipped[name] = str(error)
             continue
-        counts = count_pixels(result.segmentation, len(result.labels))
-        columns = [places.setdefault(label, len(places)) for label in result.labels]
+        columns = [places.setdefault(label, len(places)) for label in one.labels]
         names.append(name)
-        found.append((columns, np.append(counts, result.segmentation.size - counts.sum())))
-        if regions:
-            listed += [(name, region) for region in result.regions(min_pixels=min_pixels, pixel_size=pixel_size)]
+        found.append((columns, np.append(counts, one.size[0] * one.size[1] - counts.sum())))
     if not names:
         raise InvalidImageError(
-            f"There is no result in {os.fspath(folder)!r}: expected .png, .npz or .json files that ovseg wrote"
+            f"There is no result in {os.fspath(folder)!r}: expected .png, .npz, .json, .tif, .npy or .zarr that ovseg wrote"
             + (f"; of {len(skipped)} such files the first says: {next(iter(skipped.values()))}" if skipped else ".")
         )
     pixels = np.zeros((len(names), len(places) + 1), np.int64)

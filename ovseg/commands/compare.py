@@ -8,7 +8,7 @@ from pathlib import Path
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("first", type=Path, help="result that ovseg wrote (.png, .json or .npz), or a folder of them")
+    parser.add_argument("first", type=Path, help="result that ovseg wrote (.png .json .npz .tif .npy .zarr), or a folder of them")
     parser.add_argument("second", type=Path, help="the other one; of two folders, results of the same name are compared")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the matrix of transitions there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
@@ -18,9 +18,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table and write the files; 1 if a part could not be compared, which the table names."""
     from ovseg.analysis import compare, compare_folders
+    from ovseg.analysis.files import is_folder
     from ovseg.errors import InvalidArgumentError
 
-    folders = options.first.is_dir(), options.second.is_dir()
+    folders = is_folder(options.first), is_folder(options.second)
     if any(folders) and not all(folders):
         raise InvalidArgumentError(f"Give two results or two folders; got {options.first} and {options.second}.")
     if options.changed is not None and (all(folders) or options.changed.suffix.lower() != ".png"):
@@ -29,7 +30,9 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.csv, options.json):
         if path is not None:
             found.save(path)
-    if options.changed is not None and found.changed is not None:
+    if options.changed is not None:
+        if found.changed is None:
+            raise InvalidArgumentError(f"--changed is for maps of at most 2^28 pixels; these have {found.pixels:,}. Leave it out.")
         _write_mask(found.changed, options.changed)
     print(found.format_table())
     return 1 if found.unpaired else 0

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("folder", type=Path, nargs="+", help="folder with images/, labels/ and labels.txt (there or above)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="other names for the classes, in the order of labels.txt")
+    parser.add_argument("folder", type=Path, nargs="+", help="folder with images/, labels/ and labels.txt or .yaml (there or above)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="other names for the classes, in their order; .yaml with rules")
     parser.add_argument("--templates", action="append", metavar="SET", help="a template set, or a sentence with {}; may repeat")
     parser.add_argument("--size", type=parse_size, help="short side the network sees [px], or 'native'")
     parser.add_argument("--window", choices=WINDOWS, help="see the image at once, by windows, or at many scales (the model's own)")

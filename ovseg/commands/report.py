@@ -8,7 +8,7 @@ from pathlib import Path
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("folder", type=Path, help="folder of .png, .json or .npz that ovseg wrote")
+    parser.add_argument("folder", type=Path, help="folder of .png .json .npz .tif .npy .zarr that ovseg wrote, or one")
     parser.add_argument("--pixel-size", metavar="METRES", help="side of a pixel on the ground, or a GeoTIFF that says it: adds areas")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the row of each label there")
     parser.add_argument("--images", type=Path, metavar="FILE", help="write a .csv with a row for each image")

@@ -16,6 +16,7 @@ from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.hints import Hints
 from ovseg.jobs.frames import is_video
 from ovseg.jobs.writing import FORMATS, PICTURES, SUFFIX_OF, make_folder, write_result
+from ovseg.output.files import check_overwrites
 from ovseg.refine import METHODS
 from ovseg.vocabulary import parse_labels
 
@@ -32,7 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file (.png .json .geojson .npz; .tif .npy .zarr) or folder")
     parser.add_argument("--overlay", type=Path, metavar="FILE", help="write the overlay of one image there")
     parser.add_argument("--format", action="append", choices=FORMATS, help="what to write into OUT (overlay; for a FOLDER png); may repeat")
-    parser.add_argument("--background", action="append", metavar="WORD", help="word for everything else, may repeat; 'auto' for a list")
+    parser.add_argument("--background", action="append", metavar="WORD", help="word for all else, 'auto' for the model's list; may repeat")
     parser.add_argument("--threshold", type=float, help="pixels with a lower best score stay undecided, 0 to 1")
     parser.add_argument("--margin", type=float, help="pixels whose best score is less ahead of the second stay undecided, 0 to 1")
     parser.add_argument("--size", type=parse_size, help="short side the network sees [px], or 'native'")
@@ -136,7 +137,8 @@ def _plan(images: Sequence[str], options: argparse.Namespace) -> list[list[tuple
             kinds = dict.fromkeys(options.format or ["overlay"])
             plan += [(kind, (output or Path()) / f"{_stem(image)}{SUFFIX_OF[kind]}") for kind in kinds]
         plans.append(plan)
-    _check_targets(images, plans)
+    check_overwrites((*images, options.hints, options.labels), (path for plan in plans for _, path in plan))
+    _check_twice(images, plans)
     if output is not None and not is_file:
         make_folder(output)
     return plans
@@ -148,15 +150,12 @@ def _stem(image: str) -> str:
     return Path(image_name(image) or "image").stem
 
 
-def _check_targets(images: Sequence[str], plans: Sequence[Sequence[tuple[str, Path]]]) -> None:
-    """Refuse to write one file twice, or over an image."""
-    inputs = {os.path.realpath(image): image for image in images}
+def _check_twice(images: Sequence[str], plans: Sequence[Sequence[tuple[str, Path]]]) -> None:
+    """Refuse to write one file twice."""
     targets: dict[str, str] = {}
     for image, plan in zip(images, plans, strict=True):
         for _, path in plan:
             real = os.path.realpath(path)
-            if real in inputs:
-                raise InvalidArgumentError(f"The result of {image} would overwrite the image {inputs[real]}. Choose another -o.")
             if real in targets:
                 raise InvalidArgumentError(f"{path} would be written twice, for {targets[real]} and for {image}. Choose another -o.")
             targets[real] = image

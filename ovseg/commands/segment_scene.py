@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _OPTIONS = ("scale", "tile", "overlap", "context", "bands", "limits", "nodata", "memory")
 _SUFFIXES = (".tif", ".tiff", ".npy", ".zarr")  # what only a scene is written to
 _OTHERS = (".png", ".npz")
+_STRANGERS = {
+    "size": "which are decided part by part. There are --scale and --tile",
+    "window": "which are decided part by part. There are --scale and --tile",
+    "refine": "which are decided part by part: a part does not know the edges of its neighbours",
+    "format": "whose format is the suffix of -o",
+}
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +71,9 @@ def run(options: argparse.Namespace, question: SegmentOptions) -> int:
         raise InvalidArgumentError(f"Scenes are done one by one; got {len(images)} images. Leave out {_why(options)}, or name one.")
     if output is None or output.suffix.lower() not in (*_SUFFIXES, *_OTHERS):
         raise InvalidArgumentError(f"{images[0]} is seen by tiles ({_why(options)}): name with -o a file that ends in {suffixes}.")
-    strangers = [name for name in ("size", "window", "tags", "refine", "format") if getattr(options, name)]
-    if strangers:
-        raise InvalidArgumentError(
-            f"--{strangers[0]} is not for scenes ({_why(options)}), which are decided part by part. There are --scale and --tile."
-        )
+    for name, instead in _STRANGERS.items():
+        if getattr(options, name):
+            raise InvalidArgumentError(f"--{name} is not for scenes ({_why(options)}), {instead}.")
     scene = segment_scene(
         images[0],
         labels,
@@ -79,6 +83,7 @@ def run(options: argparse.Namespace, question: SegmentOptions) -> int:
         background=question.get("background"),
         threshold=question.get("threshold"),
         margin=question.get("margin"),
+        tags=question.get("tags"),
         scale=1.0 if options.scale is None else options.scale,
         tile=options.tile,
         overlap=options.overlap,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from ovseg.commands.options import model_loader, read_labels
 from ovseg.commands.tables import bars
 from ovseg.errors import InvalidArgumentError
+from ovseg.output.files import check_overwrites
 
 if TYPE_CHECKING:
     from ovseg.jobs.video import SegmentedFrame
@@ -55,11 +55,11 @@ def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
     as_video = out.suffix.lower() in WRITABLE and not out.is_dir()
     if as_video and options.format:
         raise InvalidArgumentError(f"--format is for a folder; {out} is a video of overlays.")
-    if as_video and os.path.exists(source) and out.exists() and os.path.samefile(source, out):
-        raise InvalidArgumentError(f"Cannot write {str(out)!r}: that is the video itself.")
+    check_overwrites((source, options.labels), (out,))
     workers, threads = share_cores(None, options.threads)
     every = 1 if options.every is None else options.every
-    with open_video(source, every=every) as video:
+    troubles: list[str] = []
+    with open_video(source, every=every, tell=troubles.append) as video:
         segmenter = model_loader(options)(threads=threads)
         results = segment_frames(video.frames, segmenter, labels, workers=workers, smooth=options.smooth, **asked)
         counts = [count for count in (options.frames, video.count) if count is not None]
@@ -77,7 +77,10 @@ def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
         if shares:
             print(bars(shares))
     print(f"wrote {out}")
-    return 0
+    if not troubles or tally.number == options.frames:
+        return 0
+    print(f"ovseg: {troubles[0]} The results up to there are kept.", file=sys.stderr)
+    return 1
 
 
 class _Tally:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ovseg.errors import DatasetError, InvalidArgumentError, UnsupportedOperationError
 from ovseg.evaluation.calibration import Quality, change_temperature, fit_temperature
-from ovseg.evaluation.datasets import Dataset
+from ovseg.evaluation.datasets import Dataset, without_rules
 from ovseg.evaluation.evaluate import spread
 from ovseg.output.files import write_atomically
 from ovseg.vocabulary import Templates, parse_templates
@@ -140,7 +140,10 @@ def calibrate(
         UnsupportedOperationError: If the model's scores are no softmax.
         DatasetError: If an image or label file is at fault, or no pixel is labelled.
         InvalidArgumentError: If an option is outside its range, or there is only one image to fit and to judge on.
+        InvalidLabelsError: If a dataset's vocabulary says more than words.
     """
+    for dataset in (*datasets, *(fit_on or ())):
+        without_rules(dataset, "Calibration")
     if segmenter.card.activation != "softmax":
         raise UnsupportedOperationError(
             f"A temperature is for scores that are a softmax over the labels; {segmenter.name!r} scores each label by itself "

@@ -3,6 +3,7 @@
     FOLDER/images/NAME.jpg     any format that ovseg reads
     FOLDER/labels/NAME.png     the class index of every pixel
     FOLDER/labels.txt          the class names; or beside FOLDER, for the splits of one dataset
+    FOLDER/labels.yaml         in its place: a vocabulary, whose answers are the classes in their order
 
 Line i of `labels.txt`, counted from 0 and without lines that begin with "#", names index i; it may
 give synonyms. Label files are PNGs with one channel: 8-bit or 16-bit greyscale, or a palette, whose
@@ -28,7 +29,8 @@ from PIL import Image, PngImagePlugin
 from ovseg.decode import FORMATS
 from ovseg.errors import DatasetError, InvalidImageError, InvalidLabelsError
 from ovseg.image import DEFAULT_MAX_PIXELS, load_image
-from ovseg.vocabulary import Labels, parse_labels, read_labels
+from ovseg.prompts import fold
+from ovseg.vocabulary import Labels, Vocabulary
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -36,6 +38,7 @@ _LAYOUT = (
     "A dataset is a folder with images/, labels/ (a PNG of class indices for each image, of the "
     "same name) and labels.txt (one class name per line; it may lie one folder higher)."
 )
+_NAMES = ("labels.yaml", "labels.yml", "labels.txt")
 _LISTED = 3  # names given in a message
 _GREY, _PALETTE = 0, 3  # PNG colour types
 _COLOUR_TYPES = {2: "an RGB picture", 4: "greyscale with transparency", 6: "an RGBA picture"}
@@ -133,12 +136,14 @@ class Dataset:
         folder: Where the dataset is.
         labels: For each class its name and synonyms, by index.
         samples: The images, sorted by name.
+        vocabulary: The vocabulary that answers with the classes, if it says more than words; or None.
     """
 
     name: str
     folder: Path
     labels: tuple[tuple[str, ...], ...]
     samples: tuple[Sample, ...]
+    vocabulary: Vocabulary | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, labels: Labels | None = None) -> Dataset:
@@ -150,6 +155,7 @@ class Dataset:
             folder: The folder that has images/ and labels/.
             labels: Other names for the classes, with or without synonyms, in the same order: to try
                 how a model takes other words. Anything `parse_labels` accepts; a file as a `Path`.
+                A vocabulary with rules, whose answers at its level are the classes in their order.
                 With names here the dataset needs no labels.txt; if it has one, their number must be
                 the same.
 
@@ -158,7 +164,8 @@ class Dataset:
 
         Raises:
             DatasetError: If the folder is not laid out as a dataset.
-            InvalidLabelsError: If `labels` is invalid, or has another number of names.
+            InvalidLabelsError: If `labels` is invalid, has another number of names, or the same
+                names in another order.
         """
         root = Path(os.path.abspath(os.path.expanduser(folder)))
         try:
@@ -166,19 +173,20 @@ class Dataset:
             images = _list_images(root / "images")
             label_files = _list_label_files(root / "labels")
             _check_pairs(root, images, label_files)
-            places = (root / "labels.txt", root.parent / "labels.txt")
-            labels_txt = next((place for place in places if place.exists()), None)
+            places = [above / name for above in (root, root.parent) for name in _NAMES]
+            names = next((place for place in places if place.exists()), None)
         except OSError as error:
             raise DatasetError(
                 f"Cannot read the dataset folder {str(folder)!r}: {error.strerror or error}."
             ) from error
-        words = _choose_labels(root, labels_txt, None if labels is None else parse_labels(labels))
+        vocabulary = _choose_labels(root, names, None if labels is None else Vocabulary.of(labels))
+        words = _words(vocabulary)
         samples = tuple(
             Sample(name, images[name], label_files[name], len(words)) for name in sorted(images)
         )
-        is_split = labels_txt is not None and labels_txt.parent != root
+        is_split = names is not None and names.parent != root
         name = f"{root.parent.name}/{root.name}" if is_split else root.name
-        return cls(name, root, words, samples)
+        return cls(name, root, words, samples, vocabulary if vocabulary.rules else None)
 
     @property
     def ignore_index(self) -> int:
@@ -192,6 +200,19 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         """Iterate over the samples."""
         return iter(self.samples)
+
+
+def without_rules(dataset: Dataset, what: str) -> None:
+    """Refuse a vocabulary with rules where words alone are measured.
+
+    Raises:
+        InvalidLabelsError: If the dataset has one.
+    """
+    if dataset.vocabulary is not None:
+        raise InvalidLabelsError(
+            f"{what} measures what words alone do, and the vocabulary of {dataset.name!r} says more: "
+            f"{', '.join(dataset.vocabulary.rules)}. Give the classes as a text file (--labels FILE.txt)."
+        )
 
 
 def _ignore_index(num_labels: int) -> int:
@@ -277,9 +298,14 @@ def _check_pairs(root: Path, images: dict[str, Path], label_files: dict[str, Pat
         )
 
 
-def _choose_labels(
-    root: Path, path: Path | None, given: tuple[tuple[str, ...], ...] | None
-) -> tuple[tuple[str, ...], ...]:
+def _words(vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+    """Name each answer, with its synonyms if it is one label."""
+    if vocabulary.level is not None:
+        return tuple((name,) for name in vocabulary.names)
+    return tuple(label.words for label in vocabulary.labels)
+
+
+def _choose_labels(root: Path, path: Path | None, given: Vocabulary | None) -> Vocabulary:
     """Read labels.txt, and let the names that were given take the place of its own."""
     if path is None:
         if given is None:
@@ -296,15 +322,22 @@ def _choose_labels(
             f"labels must give one name for each of the {len(own)} classes in {str(path)!r}; got "
             f"{len(given)}. A single text is one name; give a file as a Path."
         )
+    ours, theirs = ([fold(name) for name in vocabulary.names] for vocabulary in (own, given))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        place = next(i for i, name in enumerate(ours) if name != theirs[i])
+        raise InvalidLabelsError(
+            f"labels must be in the order of {str(path)!r}, as index {place} is {own.names[place]!r} "
+            f"there; got {given.names[place]!r}. Bring them into that order."
+        )
     return given
 
 
-def _read_names(path: Path) -> tuple[tuple[str, ...], ...]:
+def _read_names(path: Path) -> Vocabulary:
     try:
-        names = read_labels(path)
+        names = Vocabulary.load(path)
     except InvalidLabelsError as error:
         raise DatasetError(f"The names of the dataset's classes are invalid: {error}") from error
-    lines = path.read_text("utf-8-sig").rstrip().split("\n")
+    lines = path.read_text("utf-8-sig").rstrip().split("\n") if path.suffix == ".txt" else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():  # has it no name, or is it no class? The indices depend on it
             raise DatasetError(

@@ -11,7 +11,7 @@ from ovseg.evaluation.calibration import Bin, Quality
 from ovseg.output.text import prepare_text, shorten_text
 
 _SIDE = 300  # of a panel [px]
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 54, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 54, 74
 _INK, _PALE, _GRID = (40, 40, 40), (130, 130, 130), (225, 225, 225)
 _BAR, _GAP, _LINE = (90, 140, 200), (225, 140, 120), (190, 60, 40)
 
@@ -35,6 +35,7 @@ def draw_calibration(calibration: Calibration) -> Image.Image:
             panel = _Panel(picture, column * width, row * height)
             panel.frame(f"{one.dataset}, T = {quality.temperature:.3g}", f"ECE {100 * quality.ece:.1f} %", "score", "accuracy")
             panel.bars(quality.bins)
+            panel.legend(((_BAR, "accuracy"), (_GAP, "gap to the score"), (_INK, "number of pixels")))
         panel = _Panel(picture, 2 * width, row * height)
         panel.frame(one.dataset, _areas(one), "part of the pixels that is answered", "accuracy")
         for quality, colour in ((one.before, _PALE), (one.after, _LINE)):
@@ -91,6 +92,14 @@ class _Panel:
                 self._box(entry.low, entry.accuracy, entry.high, entry.confidence, _GAP)
                 self._box(entry.low, 0, entry.high, 0.12 * entry.pixels / most, _INK)
         self._draw.line([self._at(0, 0), self._at(1, 1)], fill=_INK)
+
+    def legend(self, entries: Sequence[tuple[tuple[int, int, int], str]]) -> None:
+        """Say below the axis what colours mean."""
+        x, y = self._left, self._top + _SIDE + 46
+        for colour, text in entries:
+            self._draw.rectangle([x, y + 2, x + 10, y + 12], fill=colour)
+            self._text(x + 15, y, text, 12, "la")
+            x += round(15 + prepare_text(text, 12)[1].getlength(text)) + 16
 
     def line(self, points: Sequence[tuple[float, float]], colour: tuple[int, int, int]) -> None:
         """Draw a curve."""

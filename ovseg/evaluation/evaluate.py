@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +18,8 @@ from ovseg.evaluation.boundaries import BoundaryIou
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.metrics import ConfusionMatrix
 from ovseg.output.files import write_atomically
-from ovseg.vocabulary import Labels, Templates, TemplateSet, parse_labels, parse_templates
+from ovseg.prompts import fold
+from ovseg.vocabulary import Label, Labels, Templates, TemplateSet, parse_labels, parse_templates
 
 if TYPE_CHECKING:
     from ovseg.result import Segmentation
@@ -35,7 +36,7 @@ class SupportsSegment(Protocol):
     def segment(
         self,
         image: NDArray[np.uint8],
-        labels: tuple[tuple[str, ...], ...],
+        labels: Any,
         *,
         templates: Templates = None,
         window: Any = None,
@@ -45,7 +46,8 @@ class SupportsSegment(Protocol):
     ) -> Segmentation:
         """Give each pixel of an image (H, W, 3) uint8 RGB one of the labels.
 
-        It is called with the same labels for every image and should keep their text embeddings.
+        It is called with the same labels for every image and should keep their text embeddings: words and synonyms, a tuple for each
+        label, or a `Vocabulary` where the dataset's says more than that.
         """
         ...
 
@@ -168,7 +170,8 @@ def evaluate(
 
     Args:
         segmenter: A `Segmenter`, or anything with its `name` and `segment`.
-        dataset: The labelled images.
+        dataset: The labelled images. If its vocabulary has rules (background, thresholds, priorities, ...) they decide as they do in
+            `segment`; a pixel that they leave undecided is wrong.
         templates: Passed to `segment`, as are `window` and `size`; None is the model's own choice.
         window: Whether to segment images whole or in windows.
         size: Size at which images are segmented.
@@ -204,13 +207,16 @@ def evaluate(
     if tags not in (None, "auto", "truth"):
         raise InvalidArgumentError(f"tags must be 'auto', 'truth' or None; got {tags!r}.")
     more: dict[str, Any] = {} if refine is None else {"refine": refine}
-    labels = dataset.labels if rivals is None else (*dataset.labels, *_rivals(rivals, dataset.labels))
+    against = [] if rivals is None else _rivals(rivals, dataset)
+    labels: Labels = (*dataset.labels, *against)
+    if dataset.vocabulary is not None:
+        labels = replace(dataset.vocabulary, labels=(*dataset.vocabulary.labels, *map(Label.plain, against)))
     seconds = 0.0
     for sample in tqdm(samples, dataset.name, unit="image", disable=not progress):
         image, truth = sample.load()
         if tags is not None:
             present = np.unique(truth[truth != dataset.ignore_index]).tolist()
-            more["tags"] = "auto" if tags == "auto" or not present else [labels[index][0] for index in present]
+            more["tags"] = "auto" if tags == "auto" or not present else [dataset.labels[index][0] for index in present]
         start = time.perf_counter()
         result = segmenter.segment(image, labels, templates=templates, window=window, size=size, **more)
         seconds += time.perf_counter() - start
@@ -254,7 +260,8 @@ def evaluate(
             "limit": limit,
             **({} if refine is None else {"refine": refine}),
             **({} if tags is None else {"tags": tags}),
-            **({} if rivals is None else {"rivals": len(labels) - len(dataset.labels)}),
+            **({} if rivals is None else {"rivals": len(against)}),
+            **({} if dataset.vocabulary is None else {"vocabulary with": ", ".join(dataset.vocabulary.rules)}),
             **({} if boundary is None else {"boundary": boundary}),
         },
         boundary_iou=math.nan if rims is None else rims.mean,
@@ -271,10 +278,15 @@ def spread(count: int, limit: int | None) -> Sequence[int]:
     return [(2 * i + 1) * count // (2 * limit) for i in range(limit)]
 
 
-def _rivals(rivals: Labels, classes: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Read rivals, without the words of classes."""
-    own = {word.casefold() for words in classes for word in words}
-    kept = (tuple(word for word in words if word.casefold() not in own) for words in parse_labels(rivals))
+def _rivals(rivals: Labels, dataset: Dataset) -> list[tuple[str, ...]]:
+    """Read rivals, without the words of classes and of their background."""
+    own = {fold(word) for words in dataset.labels for word in words}
+    if dataset.vocabulary is not None:
+        background = dataset.vocabulary.background or ()
+        groups = [label.words for label in dataset.vocabulary.labels] + [words for words in background if not isinstance(words, str)]
+        own.update(fold(word) for words in groups for word in words)
+        own.update(fold(label.parent) for label in dataset.vocabulary.labels if label.parent is not None)
+    kept = (tuple(word for word in words if fold(word) not in own) for words in parse_labels(rivals))
     return [words for words in kept if words]
 
 

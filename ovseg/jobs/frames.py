@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,15 @@ WRITABLE = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "l
 _TICKS = 90_000  # per second; the clock of MPEG
 _CAMERA = re.compile(r"camera:(\d+)$")
 _DEFAULT_RATE = 25.0
+_SLACK = 1.0  # seconds by which a video may be shorter than it says
+_TELLING = frozenset(("mov", "matroska", "flv"))
+"""Formats, by FFmpeg's names, whose head says how long they last. Of others FFmpeg finds that out from what there is of the file."""
+_COUNTING = (".mp4", ".mov", ".m4v")
+"""Suffixes of files that count the pictures of each stream; of others OpenCV says how long the longest stream is, sound among them."""
 _MISSING = "Videos need PyAV or OpenCV: pip install 'ovseg[video]' (or opencv-python-headless)."
 
 Pixels = NDArray[np.uint8]
+Tell = Callable[[str], object]
 
 
 class Frame(NamedTuple):
@@ -68,15 +76,17 @@ def is_video(word: str) -> bool:
 
 
 @contextmanager
-def open_video(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Video]:
+def open_video(source: str | os.PathLike[str], *, every: int = 1, tell: Tell | None = None) -> Iterator[Video]:
     """Open a video file, a stream or a camera.
 
     Args:
         source: Path; address (rtsp://...); or "camera:0" for the first camera, which needs OpenCV.
         every: Give every n-th frame only.
+        tell: Called with a sentence where the frames end before the video should: it is damaged, or ends before the time that it says.
+            None warns.
 
     Raises:
-        InvalidImageError: If it cannot be opened; or, from the frames, if it is damaged.
+        InvalidImageError: If it cannot be opened; or, from the frames, if it is damaged and there is not one.
         MissingDependencyError: If neither PyAV nor OpenCV is installed.
         InvalidArgumentError: If `every` is not a positive whole number.
     """
@@ -86,8 +96,13 @@ def open_video(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Vi
     if "://" not in name and not _CAMERA.match(name) and not os.path.exists(name):
         raise InvalidImageError(f"No such video: {name!r}.")
     camera = _CAMERA.match(name)
-    with _open_opencv(name, every) if camera or not _has("av") else _open_av(name, every) as video:
+    tell = tell or _warn
+    with _open_opencv(name, every, tell) if camera or not _has("av") else _open_av(name, every, tell) as video:
         yield video
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _has(module: str) -> bool:
@@ -97,7 +112,7 @@ def _has(module: str) -> bool:
 
 
 @contextmanager
-def _open_av(name: str, every: int) -> Iterator[Video]:
+def _open_av(name: str, every: int, tell: Tell) -> Iterator[Video]:
     import av
 
     try:
@@ -111,22 +126,49 @@ def _open_av(name: str, every: int) -> Iterator[Video]:
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate) if stream.average_rate else None
 
+        length = _says_it_lasts(container)
+
         def read() -> Generator[Frame, None, None]:
+            end = 0.0  # of all streams: sound may last longer than pictures
+            times: list[float] = []
             try:
-                for number, frame in enumerate(container.decode(stream)):
-                    if number % every == 0:
-                        pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                for packet in container.demux():
+                    if packet.pts is not None:
+                        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    if packet.stream.index != stream.index:
+                        continue
+                    decoded: Any = packet.decode()  # of this stream, pictures
+                    for frame in decoded:
+                        number = len(times)
                         when = number / (rate or _DEFAULT_RATE) if frame.time is None else frame.time
-                        yield Frame(number, when, np.ascontiguousarray(pixels))
+                        times.append(when)
+                        if number % every == 0:
+                            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                            yield Frame(number, when, np.ascontiguousarray(pixels))
             except (OSError, ValueError) as error:
-                raise InvalidImageError(f"The video {name!r} is damaged: {error}.") from error
+                if not times:
+                    raise InvalidImageError(f"The video {name!r} is damaged: {error}.") from error
+                tell(f"The video {name!r} is damaged after {end:.1f} s ({len(times)} frames), where reading ends: {error}.")
+                return
+            # The last picture may stay for as long as others do, which not all files say.
+            slack = max(_SLACK, 2 * float(np.diff(times).max(initial=0))) if len(times) != 1 else math.inf
+            if length is not None and length > end + slack:
+                tell(_short(name, len(times), end, length))
 
         with closing(read()) as frames:
             yield Video(frames, rate, -(-stream.frames // every) if stream.frames else None)
 
 
+def _says_it_lasts(container: Any) -> float | None:
+    """Return how long the head of a file says that it lasts [s]; None if there is nothing of that."""
+    import av
+
+    known = container.duration is not None and not _TELLING.isdisjoint(container.format.name.split(","))
+    return container.duration / av.time_base if known else None
+
+
 @contextmanager
-def _open_opencv(name: str, every: int) -> Iterator[Video]:
+def _open_opencv(name: str, every: int, tell: Tell) -> Iterator[Video]:
     if not _has("cv2"):
         raise MissingDependencyError("A camera needs OpenCV: pip install opencv-python-headless." if _has("av") else _MISSING)
     import cv2
@@ -141,20 +183,28 @@ def _open_opencv(name: str, every: int) -> Iterator[Video]:
         start = time.monotonic()
 
         def read() -> Generator[Frame, None, None]:
-            number = 0
+            number, end = 0, 0.0
             while capture.grab():
                 if number % every == 0:
                     fine, pixels = capture.retrieve()
                     if not fine:
-                        return
+                        break
                     when = time.monotonic() - start if camera else number / (rate or _DEFAULT_RATE)
                     yield Frame(number, when, np.ascontiguousarray(pixels[..., ::-1]))
                 number += 1
+                end = max(number / (rate or _DEFAULT_RATE), capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+            length = count / (rate or _DEFAULT_RATE) if name.lower().endswith(_COUNTING) else 0
+            if length > max(end + _SLACK, 1.25 * end):  # the count is also of pictures before the beginning, in a clip of a longer video
+                tell(_short(name, number, end, length))
 
         with closing(read()) as frames:
             yield Video(frames, rate, -(-count // every) or None)
     finally:
         capture.release()
+
+
+def _short(name: str, frames: int, end: float, length: float) -> str:
+    return f"The video {name!r} ends after {end:.1f} s ({frames} frames) but says that it lasts {length:.1f} s: its end is missing."
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.errors import InvalidArgumentError, InvalidImageError
-from ovseg.jobs.writing import SUFFIX_OF
+from ovseg.jobs.writing import SUFFIX_OF, check_folder
 
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga")
@@ -89,11 +89,13 @@ def plan(names: Sequence[str], formats: Sequence[str], reserved: Collection[str]
 
 
 def check_targets(folder: str | os.PathLike[str], out: str | os.PathLike[str], items: Sequence[Item]) -> None:
-    """Refuse to write over an image, or one file twice.
+    """Refuse to write over an image, or one file twice, or into what is no folder.
 
     Raises:
         InvalidArgumentError: If that would happen; the message names the image.
+        OutputError: If a file has the name of the folder.
     """
+    check_folder(Path(out))
     root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(out))
     if root == target:
         raise InvalidArgumentError(f"The results would be among the images: choose another folder than {str(folder)!r} for them.")

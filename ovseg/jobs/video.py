@@ -52,6 +52,8 @@ def segment_video(
 ) -> Generator[SegmentedFrame, None, None]:
     """Segment the frames of a video file, a stream or a camera; several at a time, and in their order.
 
+    A warning says so if a damaged file ends before it should.
+
     Args:
         source: Path, address (rtsp://...), or "camera:0".
         labels: As for `segment`.

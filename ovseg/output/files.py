@@ -4,12 +4,42 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from ovseg.errors import OutputError
+from ovseg.errors import InvalidArgumentError, OutputError
+
+
+def check_overwrites(inputs: Iterable[Any], targets: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse to write over what is read, also by another name of it (links).
+
+    Args:
+        inputs: What is read; what is no path of a file (arrays, URLs, None) does not count.
+        targets: What is going to be written.
+
+    Raises:
+        InvalidArgumentError: If that would happen; the message names both.
+    """
+    read: dict[tuple[int, int] | None, Any] = {key: source for source in inputs if (key := _identity(source)) is not None}
+    for target in targets:
+        source = read.get(_identity(target))
+        if source is not None:
+            raise InvalidArgumentError(
+                f"{os.fspath(target)!r} would be written over its input {os.fspath(source)!r}. Choose another name for the result (-o)."
+            )
+
+
+def _identity(path: Any) -> tuple[int, int] | None:
+    """Tell files from each other: device and number; None if there is no such file."""
+    if not isinstance(path, (str, os.PathLike)):
+        return None
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):  # a name may be too long, or hold a null character
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Words:
     background: Labels | None
     threshold: float | None
     margin: float | None
+    tags: Sequence[str] | None = None
 
     def ask(self, segmenter: Segmenter, image: ImageFeatures | NDArray[np.uint8], size: int | str | None = None) -> Segmentation:
         """Segment a part, or its features."""
@@ -44,6 +45,7 @@ class Words:
             background=self.background,
             threshold=self.threshold,
             margin=self.margin,
+            tags=self.tags,
             size=size,
         )
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ovseg.errors import InvalidArgumentError, OutputError
 from ovseg.image import ImageInput
-from ovseg.output.files import write_atomically
+from ovseg.output.files import check_overwrites, write_atomically
 from ovseg.output.palette import RGB
 from ovseg.output.render import count_pixels, draw_overlay
 from ovseg.result import Segmentation
@@ -74,6 +74,7 @@ def segment_scene(
     background: Labels | None = None,
     threshold: float | None = None,
     margin: float | None = None,
+    tags: Sequence[str] | None = None,
     scale: float = 1.0,
     tile: int | None = None,
     overlap: int | None = None,
@@ -102,6 +103,7 @@ def segment_scene(
         background: As for `segment`.
         threshold: As for `segment`.
         margin: As for `segment`.
+        tags: The labels that are in the scene, as for `segment`: the others lose the same everywhere. Not "auto".
         scale: Pixels that the network sees for a pixel of the image: 0.5 for an image that is finer than what the words are about. Rounded
             so that a cell of features is a whole number of pixels.
         tile: Side of a tile as the network sees it [px]; None for the model's windows, or 512.
@@ -121,7 +123,7 @@ def segment_scene(
     Raises:
         InvalidImageError: If the image cannot be read.
         InvalidLabelsError: If the labels or templates are empty, double or no text.
-        InvalidArgumentError: If an option is outside its range.
+        InvalidArgumentError: If an option is outside its range, or the map would be written over the image.
         OutputError: If the map cannot be written; a full disk is told before the work where the system can.
     """
     path = Path(os.path.expanduser(os.fspath(out)))
@@ -132,7 +134,9 @@ def segment_scene(
     vocabulary = Vocabulary.of(labels)
     if vocabulary.exclusive:
         raise InvalidArgumentError("Exclusive labels are decided over an image as a whole, which a scene never is. Leave out exclusive=.")
-    words = Words(vocabulary, templates, background, threshold, margin)
+    if isinstance(tags, str):
+        raise InvalidArgumentError(f"tags='auto' glances at an image as a whole, which a scene never is: list the labels; got {tags!r}.")
+    words = Words(vocabulary, templates, background, threshold, margin, tags)
     folder = path.resolve().parent
     with ExitStack() as stack:
         raster = open_raster(image, folder)
@@ -197,10 +201,7 @@ def _check_rest(image: ImageInput, path: Path, overlay: Path | None, memory: int
     if overlay is not None and not overlay.resolve().parent.is_dir():
         raise OutputError(f"Cannot write {str(overlay)!r}: the folder {str(overlay.resolve().parent)!r} does not exist; create it first.")
     source = getattr(image, "filename", None) if isinstance(image, np.memmap) else image
-    for target in (path, overlay):
-        if target is not None and isinstance(source, (str, os.PathLike)) and os.path.exists(os.fspath(source)) and target.exists():
-            if os.path.samefile(os.fspath(source), target):
-                raise OutputError(f"Cannot write {str(target)!r}: that is the image itself.")
+    check_overwrites((source,), [target for target in (path, overlay) if target is not None])
     if overlay is not None and overlay.resolve() == path.resolve():
         raise OutputError(f"The map and the overlay would both be {str(path)!r}.")
 

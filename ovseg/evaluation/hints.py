@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ovseg.alike import View
 from ovseg.correct import corrected
 from ovseg.errors import InvalidArgumentError
-from ovseg.evaluation.datasets import Dataset
+from ovseg.evaluation.datasets import Dataset, without_rules
 from ovseg.evaluation.evaluate import spread
 from ovseg.evaluation.metrics import ConfusionMatrix
 from ovseg.features import ImageFeatures
@@ -148,7 +148,9 @@ def evaluate_hints(
 
     Raises:
         InvalidArgumentError: If `clicks` is not increasing, or there is no such clicker.
+        InvalidLabelsError: If the dataset's vocabulary says more than words.
     """
+    without_rules(dataset, "A robot that clicks")
     from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
     counts = tuple(clicks)

@@ -256,17 +256,17 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
     mixed = np.zeros(len(logits), bool)
     for corner in corners[1:]:
         mixed |= best[corner] != best
-    cell = (rows.low[:, None] * w + columns.low).ravel()
-    result: Labels = label[best][cell]
+    result: Labels = label[best].reshape(-1, w)[rows.low].take(columns.low, axis=1).ravel()
 
-    pixel = np.flatnonzero(mixed[cell])
+    pixel = np.flatnonzero(mixed.reshape(-1, w)[rows.low].take(columns.low, axis=1))
+    y, x = np.divmod(pixel, len(columns.low))
     cells = np.flatnonzero(mixed)
     begin, names = _candidates(logits, cells, corners, best)
     last = begin[1:] - 1
     room = _rounded_up(np.diff(begin))
-    place = (np.cumsum(mixed) - 1)[cell[pixel]]  # of each pixel's cell among the mixed ones
-    order = np.lexsort((place, room[place]))  # the fewest candidates first, and cell by cell
-    pixel, place = pixel[order], place[order]
+    place = (np.cumsum(mixed) - 1)[rows.low[y] * w + columns.low[x]]  # of each pixel's cell among the mixed ones
+    order = np.argsort(room[place] * len(cells) + place)  # the fewest candidates first, and cell by cell
+    pixel, place, y, x = pixel[order], place[order], y[order], x[order]
     candidates = room[place]
     start = 0
     while start < len(pixel):
@@ -277,8 +277,7 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
         fresh = np.diff(there, prepend=-1) != 0
         those, here = there[fresh], np.cumsum(fresh) - 1  # the cells of these pixels, and which of them each pixel is in
         name = names[np.minimum(begin[those][:, None] + np.arange(many), last[those][:, None])]  # (M, many): the last again and again
-        y, x = np.divmod(part, len(columns.low))
-        down, across = rows.weight[y], columns.weight[x]
+        down, across = rows.weight[y[start:stop]], columns.weight[x[start:stop]]
         weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across)
         value = np.zeros((len(part), many), np.float32)
         for corner, weight in zip(corners, weights, strict=True):

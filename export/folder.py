@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from ovseg.export import check, quantise
 from ovseg.export.checkpoints import card_text
-from ovseg.export.report import BOUNDS, Cost, Report, prose
+from ovseg.export.report import Cost, Report, bounds_of, prose
 
 from ovseg.errors import BackendError
 from ovseg.integrity import sha256_of
 from ovseg.loading import RANDOM, Loaded, Request, load_model
-from ovseg.positions import PositionTable
+from ovseg.positions import POSITIONS, PositionTable, of_image
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.runtime.onnx import OnnxRuntime
@@ -119,9 +119,14 @@ class Task:
         self.positions = self._positions()
         self.padded: int | None = None
 
-    def _positions(self) -> PositionTable | None:
-        found = self.module.position_table() if hasattr(self.module, "position_table") else None
-        return None if found is None else PositionTable(np.ascontiguousarray(found.table.float().numpy()), found.patch, found.rule)
+    def _positions(self) -> dict[str, PositionTable]:
+        """Return the position embeddings that graphs for images take, by the names of these inputs."""
+        tables = {}
+        for name, maker in (("positions", "position_table"), ("positions_proxy", "proxy_position_table")):
+            found = getattr(self.module, maker)() if hasattr(self.module, maker) else None
+            if found is not None:
+                tables[name] = PositionTable(np.ascontiguousarray(found.table.float().numpy()), found.patch, found.rule)
+        return tables
 
     def fix(self, labels: Sequence[Sequence[str]], templates: Any) -> None:
         """Embed the labels that become part of the segmenter."""
@@ -149,10 +154,10 @@ class Task:
             self._write_image_towers(writer)
         if not has_text:
             self._write_text_tower(writer)
-        if self.positions is not None:
+        if self.positions:
             self.roles["positions"] = "positions.safetensors"
-            write_tensors(self.folder / "positions.safetensors", {"image": self.positions.table})
-            options["positions"] = self.positions.facts()
+            write_tensors(self.folder / "positions.safetensors", {POSITIONS[name]: own.table for name, own in self.positions.items()})
+            options |= {name: own.facts() for name, own in self.positions.items()}
         if self.fused:
             self._write_segmenter(writer)
         if (self.folder / DATA).exists():
@@ -194,10 +199,10 @@ class Task:
         height, width = cells * multiple, (cells + 2) * multiple
         inputs = {"pixel_values": torch.zeros(2, 3, height, width)}
         dynamic: dict[str, dict[int, Any]] = {"pixel_values": {0: Dim("batch", min=1, max=4096), 2: multiple * rows, 3: multiple * columns}}
-        if self.positions is not None:
-            times = multiple // self.positions.patch
-            inputs["positions"] = torch.from_numpy(self.positions.of_image(height, width))
-            dynamic["positions"] = {0: times * rows, 1: times * columns}
+        for name, own in self.positions.items():
+            times = multiple // own.patch
+            inputs[name] = torch.from_numpy(own.of_image(height, width))
+            dynamic[name] = {0: times * rows, 1: times * columns}
         return inputs, dynamic
 
     def _write_image_towers(self, writer: GraphWriter) -> None:
@@ -235,7 +240,7 @@ class Task:
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as scratch:
             plain, whole = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
             GraphWriter(plain.parent, self.opset, rewrite=False).add(plain.name, graph, inputs, dynamic, output)
-            positions, count = self.positions if "positions" in inputs else None, len(self.photographs)
+            positions, count = {name: own for name, own in self.positions.items() if name in inputs}, len(self.photographs)
             quantise.quantise(plain, whole, (_feeds(pixels, positions) for pixels in seen()), count)
             self.facts["calibration_images"] = count
             self.roles[role] = f"{role}.onnx"
@@ -271,10 +276,8 @@ class Task:
             return self._extend_image_graph(writer, ending)
         if self.fixed is None:
             graph: torch.nn.Module = networks.SegmenterGraph(self.module, self.dtype, ending)
-            positions = inputs.pop("positions", None)
-            inputs["text_embeddings"] = torch.zeros(3, self.card.embed_dim)
-            if positions is not None:
-                inputs["positions"] = positions
+            pixels = inputs.pop("pixel_values")
+            inputs = {"pixel_values": pixels, "text_embeddings": torch.zeros(3, self.card.embed_dim), **inputs}
             dynamic["text_embeddings"] = {0: Dim("labels", min=1, max=65536)}
         else:
             text, owner, names = self.fixed
@@ -325,7 +328,7 @@ class Task:
         return {**facts, **self.facts, "ovseg": ovseg.__version__, **versions, "onnxruntime": _onnxruntime_version()}
 
     def _compare(self, options: dict[str, Any]) -> Report:
-        facts, bounds = options["export"], BOUNDS[options["export"]["dtype"]]
+        facts, bounds = options["export"], bounds_of(options["export"])
         parity = self.folder / check.PARITY
         parity.write_text("{}", "utf-8")
         size = round(sum(path.stat().st_size for path in self.folder.iterdir()) / 1e6, 1)
@@ -336,7 +339,7 @@ class Task:
         if not isinstance(loaded.runtime, OnnxRuntime):
             raise BackendError("The exported folder does not run with onnxruntime. This is a fault of ovseg: report it.")
         reference = check.read_tensors(self.folder / check.REFERENCE)
-        measured = check.measure(loaded.card, loaded.runtime, loaded.tokenize, reference)
+        measured = check.measure(loaded.card, loaded.runtime, loaded.tokenize, reference, bounds.jumps)
         if problems := measured.problems(bounds):
             said = "; ".join(problems)
             raise BackendError(f"The exported {self.card.name!r} does not answer as torch does: {said}. Nothing was written.")
@@ -372,9 +375,9 @@ class Task:
         (self.folder / "card.md").write_text(card_text(full), "utf-8")
 
 
-def _feeds(pixels: Floats, positions: PositionTable | None) -> dict[str, Floats]:
+def _feeds(pixels: Floats, positions: Mapping[str, PositionTable]) -> dict[str, Floats]:
     """Return what a graph for images takes."""
-    return {"pixel_values": pixels, **({} if positions is None else {"positions": positions.of_image(*pixels.shape[2:])})}
+    return {"pixel_values": pixels, **of_image(positions, *pixels.shape[2:])}
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> list[list[int]]:

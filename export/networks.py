@@ -13,17 +13,24 @@ from ovseg.positions import resize
 
 
 class ImageGraph(nn.Module):
-    """Pixel values (B, 3, H, W), and (h, w, C) positions where the network has any, to (B, D, h, w) features of unit length."""
+    """Pixel values (B, 3, H, W), and (h, w, C) positions where the network has any, to (B, D, h, w) features of unit length.
+
+    A second network inside takes positions of its own, `positions_proxy`.
+    """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.module, self.dtype = module, dtype
 
-    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None) -> Tensor:
         """Compute the features."""
-        pixels = pixel_values.to(self.dtype)
-        y: Tensor = self.module(pixels) if positions is None else self.module(pixels, positions)
+        y: Tensor = self.module(pixel_values.to(self.dtype), *_given(positions, positions_proxy))
         return y
+
+
+def _given(*tables: Tensor | None) -> list[Tensor]:
+    """Return those that there are: networks without position embeddings know no such argument."""
+    return [table for table in tables if table is not None]
 
 
 class GlobalGraph(nn.Module):
@@ -110,9 +117,11 @@ class SegmenterGraph(nn.Module):
         super().__init__()
         self.image, self.ending = ImageGraph(module, dtype), ending
 
-    def forward(self, pixel_values: Tensor, text_embeddings: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, text_embeddings: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None
+    ) -> Tensor:
         """Compute the label map."""
-        features = self.image(pixel_values, positions)
+        features = self.image(pixel_values, positions, positions_proxy)
         return winners(_cosines(text_embeddings, features), self.ending, self.image.module)
 
 
@@ -192,21 +201,20 @@ class FixedSegmenterGraph(nn.Module):
         else:
             self.register_buffer("text", text)
 
-    def cosines(self, pixel_values: Tensor, positions: Tensor | None) -> Tensor:
+    def cosines(self, pixel_values: Tensor, positions: Tensor | None, positions_proxy: Tensor | None = None) -> Tensor:
         """Compute the (B, N, h, w) cosines of all names."""
         if not self.folded:
-            return _cosines(self.text, self.image(pixel_values, positions))
+            return _cosines(self.text, self.image(pixel_values, positions, positions_proxy))
         network: Any = self.image.module
-        pixels = pixel_values.to(self.image.dtype)
-        x = network.before_projection(pixels) if positions is None else network.before_projection(pixels, positions)
+        x = network.before_projection(pixel_values.to(self.image.dtype), *_given(positions, positions_proxy))
         y = network.after_projection(self.last(x.float()))
         length = torch.linalg.vector_norm(y[:, self.names :], dim=1, keepdim=True).clamp_min(1e-12)
         cosines: Tensor = y[:, : self.names] / length
         return cosines
 
-    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None) -> Tensor:
         """Compute the label map."""
-        best = winners(self.cosines(pixel_values, positions), self.ending, self.image.module)
+        best = winners(self.cosines(pixel_values, positions, positions_proxy), self.ending, self.image.module)
         return best if self.one_name_each else self.owner[best.long()]
 
 

@@ -2,7 +2,8 @@
 
 The folder is a complete model that `ovseg.load` runs without torch:
 
-    image.onnx      pixel_values (B, 3, H, W) [, positions (h, w, C)] -> features (B, D, h, w), L2-normalised
+    image.onnx      pixel_values (B, 3, H, W) [, positions (h, w, C)] -> features (B, D, h, w), L2-normalised; with the read-out proxyclip
+                    both networks are inside, and positions_proxy (h', w', C') is a third input where the second has a table of them
     text.onnx       input_ids (N, T), attention_mask (N, T) -> text_embeddings (N, D)
     global.onnx     pixel_values (B, 3, S, S) -> image_embeddings (B, D), where the network has such an output
     head.onnx       logits (B, K, h, w) -> refined (B, K, h, w), only for LSeg with head blocks
@@ -141,10 +142,6 @@ def _check_kind(card: ModelCard, files: Mapping[str, Path]) -> None:
             f"{card.name!r} cannot be exported: models of the family {card.family!r} cut the image into windows themselves, which a graph "
             f"for every size cannot. Families that can: {', '.join(FAMILIES)}."
         )
-    if card.options.get("readout") == "proxyclip":
-        raise UnsupportedOperationError(
-            "readout='proxyclip' cannot be exported: its second network resizes position embeddings itself. Take another, as 'naclip'."
-        )
     if "image" in files and "weights" not in files:
         raise InvalidArgumentError(f"{card.name!r} is an exported model already.")
 
@@ -191,6 +188,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="labels that become part of segmenter.onnx, one a line")
     parser.add_argument("--templates", action="append", metavar="SET", help="prompts of --vocabulary: a set, or a sentence with {}")
     parser.add_argument("--readout", help="how dense features are read out of a CLIP or TIPS tower: naclip, maskclip, ... (the card's)")
+    parser.add_argument("--proxy", metavar="TIMM", help="network that gives the attention, with --readout proxyclip")
     parser.add_argument("--weights", action="append", metavar="FILE", help="your own .safetensors; may repeat; 'random' to measure speed")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer file of a model whose own cannot be fetched")
     parser.add_argument("--revision", help="branch, tag or commit in the hub")
@@ -204,8 +202,8 @@ def run(options: argparse.Namespace) -> str:
     hub = HubOptions(revision=options.revision, cache_dir=options.cache_dir, local_files_only=options.local_files_only)
     with contextlib.redirect_stdout(None):  # torch's exporter talks
         report = export_onnx(
-            options.model, options.out, request=Request(readout=options.readout, weights=weights, hub=hub), opset=options.opset,
-            dtype=options.dtype, fused=options.fused, vocabulary=options.vocabulary, templates=options.templates,
+            options.model, options.out, request=Request(readout=options.readout, proxy=options.proxy, weights=weights, hub=hub),
+            opset=options.opset, dtype=options.dtype, fused=options.fused, vocabulary=options.vocabulary, templates=options.templates,
             tokenizer=options.tokenizer, calibration=options.calibration,
             gate=_gate(options),
         )  # fmt: skip

@@ -92,6 +92,59 @@ def layers(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
     return [node.name for node, _ in found if node.name not in ends], ends
 
 
+def value_ranges(source: Path, values: Sequence[str], feeds: Iterable[Feeds]) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Measure which numbers inner values of a graph take.
+
+    One image at a time, and least and greatest of a value are taken as soon as it is there, so that it can be forgotten: memory is that of
+    running the graph. onnxruntime's own calibration keeps all values of an image until its end, gigabytes with a large network, as nodes
+    run by default in an order that begins at the outputs.
+
+    Args:
+        source: The graph.
+        values: Names of float32 values.
+        feeds: The inputs, one image after the other.
+
+    Returns:
+        Name -> least and greatest over all images, (1) float32 each.
+    """
+    import onnx
+    import onnxruntime
+
+    path = source.with_name(f"{source.stem}.ranges.onnx")  # beside the weights
+    model = onnx.load(source, load_external_data=False)
+    outputs = _reduce(model.graph, values)
+    onnx.save(model, path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # that of the file, so far as nodes are alike
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusing would lose values
+    options.enable_cpu_mem_arena = False  # it keeps the memory of every size of image
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    least, most = np.full(len(values), np.inf, np.float32), np.full(len(values), -np.inf, np.float32)
+    for feed in feeds:
+        found = np.array(session.run(outputs, dict(feed)), np.float32)
+        least, most = np.fmin(least, found[::2]), np.fmax(most, found[1::2])
+    return {name: (least[i : i + 1], most[i : i + 1]) for i, name in enumerate(values)}
+
+
+def _reduce(graph: onnx.GraphProto, values: Sequence[str]) -> list[str]:
+    """Make least and greatest of values the outputs of a graph, each right after what makes the value; return their names."""
+    from onnx import TensorProto, helper
+
+    steps = {
+        name: [helper.make_node(f"Reduce{kind}", [name], [f"{name}.{kind}"], f"{name}.{kind}", keepdims=0) for kind in ("Min", "Max")]
+        for name in values
+    }
+    nodes = [step for value in graph.input for step in steps.get(value.name, [])]
+    for node in graph.node:
+        nodes += [node, *(step for name in node.output for step in steps.get(name, []))]
+    outputs = [step.output[0] for name in values for step in steps[name]]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
+    return outputs
+
+
 def quantise(source: Path, target: Path, feeds: Iterable[Feeds], count: int) -> None:
     """Make the layers of a graph int8.
 
@@ -105,30 +158,31 @@ def quantise(source: Path, target: Path, feeds: Iterable[Feeds], count: int) -> 
         BackendError: If onnxruntime cannot do it.
     """
     import onnx
-    from onnxruntime import quantization
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     from tqdm import tqdm
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(tqdm(feeds, "calibrating", count, unit="image", leave=False))
-
-        def get_next(self) -> Feeds | None:
-            return next(self.left, None)
 
     model = onnx.load(source, load_external_data=False)
     inner, _ = layers(model)
     if not inner:
         raise BackendError("The network has no layers between its first and its last to be int8. Export it in float32.")
-    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # or it advises on the root logger
-    onnx.save(model, source)
+    stored, names = {tensor.name for tensor in model.graph.initializer}, set(inner)
+    inputs = [name for node in model.graph.node if node.name in names for name in node.input[:2] if name not in stored]
+    del model
     try:
-        quantization.quantize_static(
-            source, target, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(LAYERS), per_channel=True,
-            activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8, nodes_to_quantize=inner,
+        ranges = value_ranges(source, list(dict.fromkeys(inputs)), tqdm(feeds, "calibrating", count, unit="image", leave=False))
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(source), per_channel=True, reduce_range=False, weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8, tensors_range=TensorsData(CalibrationMethod.MinMax, ranges), nodes_to_quantize=inner,
+            nodes_to_exclude=[], op_types_to_quantize=list(LAYERS),
             extra_options={
                 "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
                 "OpTypesToExcludeOutputQuantization": list(LAYERS),
             },
         )  # fmt: skip
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(str(target))
     except Exception as error:  # it raises many kinds
         raise BackendError(f"onnxruntime cannot quantise the graph: {error}") from error

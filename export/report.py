@@ -18,12 +18,14 @@ class Bounds:
         text: The same of a text embedding, scaled to unit length.
         cosines: Largest difference of a cosine between a cell and a word.
         agreement: Least share of pixels with the same label.
+        jumps: Share of the cells of a batch whose features and cosines may differ by more.
     """
 
     features: float
     text: float
     cosines: float
     agreement: float
+    jumps: float = 0.0
 
 
 BOUNDS = {
@@ -33,12 +35,28 @@ BOUNDS = {
 images that are not like those of the calibration, more of them do. What that costs is measured on real images, by `--cost`."""
 
 
+_JUMPS = 0.01
+
+
+def bounds_of(facts: Mapping[str, Any]) -> Bounds:
+    """Return what is allowed of an export.
+
+    ProxyCLIP leaves out neighbours whose similarity is below a bound (Lan et al., equation 7). One that lies on it to the last digit falls
+    on either side by rounding, and its patch jumps; of all pairs of patches, some always do.
+
+    Args:
+        facts: "dtype"; "readout" where the network has one.
+    """
+    bounds = BOUNDS[facts["dtype"]]
+    return dataclasses.replace(bounds, jumps=_JUMPS) if facts.get("readout") == "proxyclip" else bounds
+
+
 @dataclass(frozen=True)
 class Parity:
     """Differences between torch and an exported model, as in `Bounds`.
 
     Attributes:
-        features: Largest over all cases.
+        features: Largest over all cases, but for the share of cells that may jump.
         text: Likewise.
         cosines: Likewise.
         agreement: Share of pixels of all cases and vocabularies.
@@ -171,6 +189,11 @@ def prose(text: str, report: Report) -> str:
 def _remarks(report: Report) -> list[str]:
     """Say what is special to an export."""
     facts, found = report.facts, []
+    if report.bounds.jumps:
+        found.append(
+            f"Features and cosines are those of the {1 - report.bounds.jumps:.0%} of the cells that differ least: the read-out leaves out "
+            "neighbours below a similarity, and one on that edge falls on either side by rounding."
+        )
     if "weights" in facts:
         found.append("The weights are random: this model knows nothing and is for measurements of speed.")
     if "calibration_images" in facts:

@@ -39,6 +39,7 @@ from ovseg.errors import BackendError, InvalidArgumentError, OutputError, Weight
 from ovseg.hub import parse_source, read_folder
 from ovseg.integrity import sha256_of
 from ovseg.output.files import write_atomically
+from ovseg.positions import POSITIONS
 from ovseg.registry import ModelCard, find_card, weights_folder
 from ovseg.runtime.cuda import Cuda
 from ovseg.runtime.tensorrt_engine import COMPATIBILITY, EngineRecord, load_tensorrt, read_record, record_path
@@ -169,8 +170,8 @@ def _open(model: str | Path) -> tuple[ModelCard, dict[str, Path]]:
 
 def _patches(card: ModelCard) -> dict[str, int]:
     """Return the pixels of a patch for each input of position embeddings."""
-    facts = card.options.get("positions")
-    return {"positions": int(facts["patch"])} if isinstance(facts, Mapping) and "patch" in facts else {}
+    facts = {name: card.options.get(name) for name in POSITIONS}
+    return {name: int(own["patch"]) for name, own in facts.items() if isinstance(own, Mapping) and "patch" in own}
 
 
 def _external(graph: Path) -> set[str]:

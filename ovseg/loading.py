@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnknownModelError, WeightsError
 from ovseg.file_tokenizer import file_tokenizer
 from ovseg.hub import MODEL_TYPES, HubModel, HubOptions, Source, fetch_folder, hub_file, parse_source, read_folder
-from ovseg.positions import PositionTable
+from ovseg.positions import PositionTable, read_tables
 from ovseg.registry import ModelCard, cards, find_card, weights_folder
 from ovseg.runtime.tensorrt import has_engine
 from ovseg.tensors import read_tensors
@@ -263,7 +263,7 @@ def _load_graphs(card: ModelCard, files: Mapping[str, Path], request: Request) -
                 + ("Export the model with that dtype." if "weights" not in files else "Use backend='torch'.")
             )
         more = {role: files[role] for role in ("global", "head", "segmenter") if role in files}
-        positions = position_table(card, files)
+        positions = position_tables(card, files)
         runtime = OnnxRuntime(files["image"], files["text"], request.device, request.threads, more=more, positions=positions)
     return Loaded(card, runtime, _graph_tokenizer(card, files), _text_cache(card, runtime.name, files, request))
 
@@ -285,7 +285,7 @@ def _load_engine(card: ModelCard, folder: Path, files: Mapping[str, Path], reque
         raise InvalidArgumentError(f"The engine in {folder} runs on the GPU as it was built: leave out device, dtype and weights.")
     more = {role: files[role] for role in ("global", "head") if role in files}
     others = OnnxRuntime(folder / "image.onnx", files["text"], "cpu", request.threads, more=more)  # the image graph is not opened
-    runtime = TensorRTRuntime(folder, others, position_table(card, files))
+    runtime = TensorRTRuntime(folder, others, position_tables(card, files))
     return Loaded(card, runtime, _graph_tokenizer(card, files), _text_cache(card, others.name, files, request))
 
 
@@ -301,18 +301,13 @@ def _text_cache(card: ModelCard, runtime: str, files: Mapping[str, Path], reques
     return TextCache.of(identity)
 
 
-def position_table(card: ModelCard, files: Mapping[str, Path]) -> PositionTable | None:
-    """Read the position embeddings that the graphs of an exported model take; None where they take none.
+def position_tables(card: ModelCard, files: Mapping[str, Path]) -> dict[str, PositionTable]:
+    """Read the position embeddings that the graphs of an exported model take, by the names of these inputs.
 
     Raises:
         WeightsError: If the card or the file does not fit.
     """
-    if "positions" not in files:
-        return None
-    tables, facts = read_tensors(files["positions"]), card.options.get("positions")
-    if "image" not in tables or not isinstance(facts, dict):
-        raise WeightsError(f"{files['positions']} and the card do not fit each other. Export the model anew.")
-    return PositionTable.read(tables["image"], facts)
+    return read_tables(read_tensors(files["positions"]), card.options) if "positions" in files else {}
 
 
 def _load_torch(card: ModelCard, files: Mapping[str, Path], request: Request) -> Loaded:

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from ovseg.errors import WeightsError
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
+POSITIONS = MappingProxyType({"positions": "image", "positions_proxy": "proxy"})
+"""Inputs of a graph that are position embeddings -> tensor of positions.safetensors that they are made of. A graph with two networks
+takes both."""
 _KEPT = 8
 """Grids whose positions are remembered: 14 x 14 cells of 768 channels take 0.6 MB."""
 
@@ -158,3 +162,27 @@ class PositionTable:
                 self._kept.popitem(last=False)
         return found
 
+
+
+def read_tables(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, PositionTable]:
+    """Make the position embeddings of an exported folder.
+
+    Args:
+        tensors: What positions.safetensors holds: (h, w, C) float32.
+        facts: The card's options; under the name of an input, what `PositionTable.facts` gave.
+
+    Returns:
+        Input of the graph -> what makes it.
+
+    Raises:
+        WeightsError: If they do not fit each other.
+    """
+    found = {name: PositionTable.read(tensors[key], facts[name]) for name, key in POSITIONS.items() if name in facts and key in tensors}
+    if len(found) != len(tensors) or set(found) != facts.keys() & POSITIONS.keys() or not found:
+        raise WeightsError("The position embeddings and the card do not fit each other. Export the model anew.")
+    return found
+
+
+def of_image(tables: Mapping[str, PositionTable], height: int, width: int) -> dict[str, Floats]:
+    """Return the (h, w, C) float32 embeddings that the inputs of a graph get for an image of height x width pixels."""
+    return {name: table.of_image(height, width) for name, table in tables.items()}

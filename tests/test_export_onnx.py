@@ -309,7 +309,6 @@ def test_a_folded_network_has_the_cosines_of_the_unfolded(name: str, monkeypatch
 @pytest.mark.parametrize(("model", "options", "kind", "message"), [
     ("clipseg-rd64", {}, UnsupportedOperationError, "label by label"),
     ("radseg-c-radio-v3-b", {}, UnsupportedOperationError, "windows"),
-    (CLIP, {"readout": "proxyclip"}, UnsupportedOperationError, "proxyclip"),
     (CLIP, {"opset": 17}, InvalidArgumentError, "opset"),
     (CLIP, {"dtype": "bfloat16"}, InvalidArgumentError, "dtype"),
     ("mini", {"dtype": "int8", "weights": None}, InvalidArgumentError, "calibration"),

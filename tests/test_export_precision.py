@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +234,97 @@ def test_layers_at_the_ends_are_found() -> None:
         layers = [i for i in range(count) if ways[i][0]]
         ends = {i for i in layers if not above[i] & set(layers) or not any(i in above[j] for j in layers)}
         assert quantise.layers(model) == ([f"n{i}" for i in layers if i not in ends], [f"n{i}" for i in layers if i in ends])
+
+
+def towers(folder: Path) -> Path:
+    """A graph of layers with products of activations between them, one value of which two layers read."""
+    make, random = onnx.helper.make_node, np.random.default_rng(7)
+    nodes, weights, last = [], {}, "x"
+    for i in range(6):
+        weights[f"w{i}"] = random.standard_normal((8, 8)).astype(np.float32)
+        nodes += [make("MatMul", [last, f"w{i}"], [f"y{i}"], f"layer{i}"), make("Tanh", [f"y{i}"], [f"z{i}"], f"tanh{i}")]
+        last = f"z{i}"
+    weights["side"] = random.standard_normal((8, 8)).astype(np.float32)
+    nodes += [
+        make("MatMul", ["z2", "side"], ["s"], "beside"), make("Transpose", ["s"], ["t"], "turned", perm=[0, 2, 1]),
+        make("MatMul", [last, "t"], ["p"], "product"), make("MatMul", ["p", "s"], ["m"], "mixed"),
+        make("MatMul", ["m", "w0"], ["y"], "end"),
+    ]  # fmt: skip
+    model = graph(nodes, [value("x", ["b", "n", 8])], [value("y", ["b", "n", 8])], weights)
+    onnx.save(model, folder / "plain.onnx")
+    return folder / "plain.onnx"
+
+
+@pytest.fixture
+def examples() -> list[dict[str, NDArray[np.float32]]]:
+    random = np.random.default_rng(8)
+    return [{"x": (scale * random.standard_normal((1, count, 8))).astype(np.float32)} for count, scale in ((3, 1), (7, 0.1), (4, 2))]
+
+
+def test_ranges_are_those_of_every_image(tmp_path: Path, examples: list[dict[str, NDArray[np.float32]]]) -> None:
+    """Against numpy; the values' names in any order, the input of the graph among them."""
+    found = quantise.value_ranges(towers(tmp_path), ["z2", "x", "y0"], iter(examples))
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "plain.onnx").graph.initializer}
+    seen: dict[str, list[NDArray[np.float32]]] = {"x": [], "y0": [], "z2": []}
+    for example in examples:
+        x = example["x"]
+        seen["x"].append(x)
+        seen["y0"].append(x @ stored["w0"])
+        for i in range(3):
+            x = np.tanh(x @ stored[f"w{i}"])
+        seen["z2"].append(x)
+    assert list(found) == ["z2", "x", "y0"]
+    for name, (least, most) in found.items():
+        assert least.shape == most.shape == (1,)
+        np.testing.assert_allclose(least[0], min(part.min() for part in seen[name]), rtol=1e-5)
+        np.testing.assert_allclose(most[0], max(part.max() for part in seen[name]), rtol=1e-5)
+
+
+def test_onnxruntimes_own_calibration_gives_the_same_graph(tmp_path: Path, examples: list[dict[str, NDArray[np.float32]]]) -> None:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        left = iter(examples)
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return next(self.left, None)
+
+    source = towers(tmp_path)
+    kind, names = quantization.QuantType.QInt8, list(quantise.LAYERS)
+    quantization.quantize_static(
+        source, tmp_path / "theirs.onnx", Reader(), op_types_to_quantize=names, per_channel=True, activation_type=kind, weight_type=kind,
+        nodes_to_quantize=quantise.layers(onnx.load(source))[0],
+        extra_options={
+            "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": names,
+        },
+    )  # fmt: skip
+    quantise.quantise(source, tmp_path / "ours.onnx", examples, len(examples))
+    ours, theirs = (onnx.load(tmp_path / f"{name}.onnx").graph for name in ("ours", "theirs"))
+    assert [node.op_type for node in ours.node].count("QuantizeLinear") >= 5
+    assert [node.SerializeToString() for node in ours.node] == [node.SerializeToString() for node in theirs.node]
+    found, expected = ({tensor.name: tensor.SerializeToString() for tensor in graph.initializer} for graph in (ours, theirs))
+    assert found == expected
+
+
+def test_no_value_is_kept_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: list[Any]) -> None:
+    """Nodes run in the order of the file, where least and greatest come right after a value: what bounds the memory."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    original = onnxruntime.SessionOptions
+
+    def recorded() -> Any:
+        options = original()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
+        return options
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", recorded)
+    names = [f"z{i}" for i in range(6)]
+    quantise.value_ranges(towers(tmp_path), names, examples[:1])
+    (profile,) = tmp_path.glob("run*.json")
+    events = [event for event in json.loads(profile.read_text()) if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    order = [event["name"].removesuffix("_kernel_time") for event in sorted(events, key=lambda event: event["ts"])]
+    for i in range(5):
+        assert max(order.index(f"z{i}.Min"), order.index(f"z{i}.Max")) < order.index(f"layer{i + 1}"), order
+    assert order.index("z5.Max") < order.index("product")
 
 
 @pytest.mark.parametrize("stored", [True, False])

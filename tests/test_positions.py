@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovseg.errors import WeightsError
-from ovseg.positions import PositionTable, Resize, axis_weights, resize
+from ovseg.positions import PositionTable, Resize, axis_weights, of_image, read_tables, resize
 from ovseg.tensors import read_tensors, write_tensors
 
 torch = pytest.importorskip("torch")
@@ -64,6 +64,27 @@ def test_a_table_survives_a_card(tmp_path: Path) -> None:
     write_tensors(tmp_path / "positions.safetensors", {"image": table.table})
     again = PositionTable.read(read_tensors(tmp_path / "positions.safetensors")["image"], table.facts())
     np.testing.assert_array_equal(again.of_image(70, 98), table.of_image(70, 98))
+
+
+def test_two_networks_have_tables_of_their_own() -> None:
+    random = np.random.default_rng(6)
+    tables = {
+        "positions": PositionTable(random.standard_normal((4, 5, 3)).astype(np.float32), 14, Resize("bicubic", shift=0.1)),
+        "positions_proxy": PositionTable(random.standard_normal((3, 3, 2)).astype(np.float32), 16, Resize("bicubic", antialias=True)),
+    }
+    tensors = {"image": tables["positions"].table, "proxy": tables["positions_proxy"].table}
+    facts = {"tokenizer": {}, **{name: table.facts() for name, table in tables.items()}}
+    found, expected = of_image(read_tables(tensors, facts), 112, 224), of_image(tables, 112, 224)
+    assert {name: array.shape for name, array in found.items()} == {"positions": (8, 16, 3), "positions_proxy": (7, 14, 2)}
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+    for wrong in ({"image": tensors["image"]}, {}, {**tensors, "other": tensors["image"]}):
+        with pytest.raises(WeightsError, match="do not fit"):
+            read_tables(wrong, facts)
+    with pytest.raises(WeightsError, match="do not fit"):
+        read_tables(tensors, {"positions": facts["positions"]})
+    with pytest.raises(WeightsError):
+        read_tables(tensors, {**facts, "positions_proxy": None})
 
 
 @pytest.mark.parametrize("facts", [{}, {"patch": 0}, {"patch": 14, "mode": "lanczos"}, {"patch": 14, "tap": 1}, {"patch": "x"}])

@@ -65,7 +65,7 @@ def engines(machine: Machine, tmp_path: Path) -> Path:
 
 
 def open_engines(folder: Path) -> TensorRTRuntime:
-    return TensorRTRuntime(folder, Others(), TABLE)
+    return TensorRTRuntime(folder, Others(), {"positions": TABLE})
 
 
 def pixels(*shape: int) -> np.ndarray[Any, Any]:

@@ -87,7 +87,9 @@ class DenseClip(nn.Module):
         x = torch.cat([first, patches.flatten(2).transpose(1, 2) + table.flatten(0, 1)], dim=1)
         return visual.ln_pre(x), size
 
-    def _tokens(self, pixel_values: Tensor, positions: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+    def _tokens(
+        self, pixel_values: Tensor, positions: Tensor | None, positions_proxy: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int]]:
         """Map (B, 3, H, W) to tokens (B, N, C) after the last norm, the class token first but with a proxy; and to (h, w) of patches."""
         visual = self.clip.visual
         x, size = self._embed(pixel_values, True, positions)
@@ -96,7 +98,7 @@ class DenseClip(nn.Module):
             x = run_block(block, x)
         q, k, v = split_heads(last.attn, last.ln_1(x))
         if self.proxy is not None:
-            seen = self.proxy(pixel_values)
+            seen = self.proxy(pixel_values, positions_proxy)
             mixed, size = attend_by_proxy(v, size, seen), (seen.shape[2], seen.shape[3])
         else:
             mixed = attend(self.readout, q, k, v, size)
@@ -104,17 +106,20 @@ class DenseClip(nn.Module):
         tokens = finish_block(last, x, mixed) if self.readout in WHOLE_BLOCK else last.ls_1(mixed)
         return visual.ln_post(tokens), size
 
-    def forward_features(self, pixel_values: Tensor, positions: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+    def forward_features(
+        self, pixel_values: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor]:
         """Compute what the read-out says, before normalisation.
 
         Args:
             pixel_values: (B, 3, H, W); H and W multiples of the patch size.
             positions: (h, w, C) position embeddings; None to resize the model's own.
+            positions_proxy: (h', w', C') those of the proxy; None to resize its own.
 
         Returns:
             (B, D) of the class token, or None for "proxyclip", which has none; and (B, D, h, w) of the patches.
         """
-        tokens, size = self._tokens(pixel_values, positions)
+        tokens, size = self._tokens(pixel_values, positions, positions_proxy)
         features = self._project(tokens)
         first = None if self.proxy is not None else features[:, 0]
         patches = (features if first is None else features[:, 1:]).transpose(1, 2)
@@ -124,17 +129,18 @@ class DenseClip(nn.Module):
         proj = self.clip.visual.proj
         return x if proj is None else x @ proj
 
-    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None) -> Tensor:
         """Compute the feature map.
 
         Args:
             pixel_values: (B, 3, H, W), normalised as the card says; H and W multiples of the patch size.
             positions: (h, w, C) position embeddings; None to resize the model's own.
+            positions_proxy: (h', w', C') those of the proxy; None to resize its own.
 
         Returns:
             (B, D, h, w) float32, L2-normalised over the channels.
         """
-        return unit(self.forward_features(pixel_values, positions)[1])
+        return unit(self.forward_features(pixel_values, positions, positions_proxy)[1])
 
     def position_table(self, whole: bool = False) -> Positions:
         """Return the position embeddings as `forward` resizes them, or for `whole` images as `encode_global` does."""
@@ -142,9 +148,15 @@ class DenseClip(nn.Module):
         rule = Resize("bicubic", antialias=True) if whole else Resize("bicubic", shift=SHIFT)
         return Positions(visual.positional_embedding[1:].unflatten(0, tuple(visual.grid_size)), visual.patch_size[0], rule)
 
-    def before_projection(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+    def proxy_position_table(self) -> Positions | None:
+        """Return the position embeddings of the proxy; None where there is no proxy, or it has none."""
+        return None if self.proxy is None else self.proxy.position_table()
+
+    def before_projection(
+        self, pixel_values: Tensor, positions: Tensor | None = None, positions_proxy: Tensor | None = None
+    ) -> Tensor:
         """Map (B, 3, H, W) to (B, C, h, w): what `projection` makes the features of."""
-        tokens, size = self._tokens(pixel_values, positions)
+        tokens, size = self._tokens(pixel_values, positions, positions_proxy)
         patches = (tokens if self.proxy is not None else tokens[:, 1:]).transpose(1, 2)
         return patches.reshape(patches.shape[0], patches.shape[1], *size)
 

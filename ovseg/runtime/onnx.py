@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
-from ovseg.positions import PositionTable
+from ovseg.positions import PositionTable, of_image
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class OnnxRuntime:
         threads: Threads of an operator; None for all cores.
         more: Further graphs by their roles: "global" (`pixel_values` -> `image_embeddings`), "head" (`logits` -> `refined`) and "segmenter"
             (`pixel_values`, `text_embeddings` -> `segmentation`).
-        positions: Makes the `positions` that the graphs for images take beside the pixels; None where they take none.
+        positions: Makes the position embeddings that the graphs for images take beside the pixels, by the names of these inputs; None
+            where they take none.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class OnnxRuntime:
         threads: int | None = None,
         *,
         more: Mapping[str, Path] | None = None,
-        positions: PositionTable | None = None,
+        positions: Mapping[str, PositionTable] | None = None,
     ) -> None:
         check_installation()
         if device not in (None, "cpu", "cuda"):
@@ -89,7 +90,7 @@ class OnnxRuntime:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgumentError(f"threads must be a positive number or None; got {threads!r}.")
         self._paths = {"image": image, "text": text, **(more or {})}
-        self._positions = positions
+        self._positions = positions or {}
         self._device, self._threads = device, threads
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -131,10 +132,7 @@ class OnnxRuntime:
 
     def _pixels(self, pixel_values: Floats) -> dict[str, NDArray[Any]]:
         """Return what a graph for images of any size takes."""
-        feeds: dict[str, NDArray[Any]] = {"pixel_values": pixel_values}
-        if self._positions is not None:
-            feeds["positions"] = self._positions.of_image(*pixel_values.shape[2:])
-        return feeds
+        return {"pixel_values": pixel_values, **of_image(self._positions, *pixel_values.shape[2:])}
 
     @staticmethod
     def _choose(device: str | None) -> list[str]:
@@ -159,6 +157,7 @@ class OnnxRuntime:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads would take cores from what comes next
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         wants_gpu, said = self.name == "onnx:cuda", io.StringIO()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, WeightsError
-from ovseg.positions import PositionTable
+from ovseg.positions import PositionTable, of_image
 from ovseg.runtime.base import Floats, Runtime
 from ovseg.runtime.cuda import Buffer, Cuda
 from ovseg.runtime.tensorrt_engine import EngineRecord, Shape, check_record, load_tensorrt, read_record, record_path
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 SHAPES = 4
 """Input shapes that are kept ready, each with its buffers and its graph."""
 IMAGE, SEGMENTER = "image", "segmenter"
-PIXELS, TEXT, POSITIONS = "pixel_values", "text_embeddings", "positions"
+PIXELS, TEXT = "pixel_values", "text_embeddings"
 
 # bfloat16 has no numpy type, and float64, int8 and the smaller ones no place at an engine's border.
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "BOOL": np.bool_}
@@ -227,7 +227,8 @@ class TensorRTRuntime:
     Args:
         folder: A folder that `ovseg export tensorrt` wrote.
         others: Runs the text tower, and what else the model has but engines: the embedding of whole images, the head.
-        positions: Makes the `positions` that the engines take beside the pixels; None where they take none.
+        positions: Makes the position embeddings that the engines take beside the pixels, by the names of these inputs; None where they take
+            none.
         index: Which GPU.
 
     Raises:
@@ -236,9 +237,9 @@ class TensorRTRuntime:
         WeightsError: The folder is incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, others: Runtime, positions: PositionTable | None = None, index: int = 0) -> None:
+    def __init__(self, folder: Path, others: Runtime, positions: Mapping[str, PositionTable] | None = None, index: int = 0) -> None:
         load_tensorrt()  # what is missing is said before a GPU is asked for
-        self._folder, self._others, self._positions = folder, others, positions
+        self._folder, self._others, self._positions = folder, others, positions or {}
         self._cuda = Cuda(index)
         self._image = self._open(IMAGE)
         self._segmenter: Engine | None = None
@@ -246,7 +247,7 @@ class TensorRTRuntime:
 
     def _open(self, part: str) -> Engine:
         engine = Engine(self._folder, part, self._cuda)
-        needed = {PIXELS} | ({POSITIONS} if self._positions is not None else set())
+        needed = {PIXELS, *self._positions}
         if set(engine.inputs) - {TEXT} != needed or (part == IMAGE and TEXT in engine.inputs) or len(engine.outputs) != 1:
             raise WeightsError(
                 f"The {part} engine maps {', '.join(engine.inputs)} to {', '.join(engine.outputs)}, and the card speaks of "
@@ -296,9 +297,7 @@ class TensorRTRuntime:
         return self._batches(self._segmenter, pixel_values, given).astype(np.int32, copy=False)
 
     def _batches(self, engine: Engine, pixel_values: Floats, others: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        feeds = dict(others)
-        if self._positions is not None:
-            feeds[POSITIONS] = self._positions.of_image(*pixel_values.shape[2:])
+        feeds = {**others, **of_image(self._positions, *pixel_values.shape[2:])}
         most = engine.record.profiles[PIXELS][2][0]
         parts = [
             engine.run({PIXELS: pixel_values[start : start + most], **feeds})[engine.outputs[0]]

@@ -30,13 +30,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=float, default=0.03, help="part of the pixels that made scribbles cover (0.03)")
     parser.add_argument(
         "--loss", action="append", metavar="NAME=WEIGHT", help="crf, potts, entropy, cluster, graph, keep (off unless given); pce, tags, "
-        "boxes (1); may repeat. For scribbles: --loss crf=0.3 --loss entropy=0.1"
+        "boxes (1); may repeat. For scribbles: --loss crf=2"
     )  # fmt: skip
-    parser.add_argument("--sigma-xy", type=float, default=60.0, help="distance of pixels that are near, for crf and cluster [px] (60)")
-    parser.add_argument("--sigma-rgb", type=float, default=15.0, help="difference of colours that is small, of 255 (15)")
+    parser.add_argument("--sigma-xy", type=float, default=8.0, help="distance of pixels that are near, for crf and cluster [px] (8)")
+    parser.add_argument("--sigma-rgb", type=float, default=10.0, help="difference of colours that is small, of 255 (10)")
     parser.add_argument("--pooling", default="rank", help="how a tag looks at pixels: max, log-sum-exp, noisy-or, rank (rank)")
     parser.add_argument("--steps", type=int, default=600, help="batches (600)")
-    parser.add_argument("--warmup", type=int, help="batches before the losses that need no labels begin; the rate rises anew (two thirds)")
+    parser.add_argument("--warmup", type=int, help="batches before the losses that need no labels begin; the rate rises anew (a third)")
     parser.add_argument("--batch", type=int, default=4, help="images of a batch (4)")
     parser.add_argument("--rate", type=float, help="learning rate (1e-3 for a head, 1e-5 for everything)")
     parser.add_argument("--size", type=int, help="short side the network sees [px] (the model's own)")

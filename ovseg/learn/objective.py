@@ -38,8 +38,8 @@ class Objective:
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    sigma_xy: float = 60.0
-    sigma_rgb: float = 15.0
+    sigma_xy: float = 8.0
+    sigma_rgb: float = 10.0
     pooling: str = "rank"
 
     def __post_init__(self) -> None:

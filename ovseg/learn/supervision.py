@@ -28,7 +28,7 @@ SHARE = 0.03
 CLICK_RADIUS = 3
 """Radius of a simulated click [px]."""
 SMALLEST = 32
-"""Regions of fewer pixels get no box and no click [px]."""
+"""Regions of fewer pixels get no stroke, no click and no box [px]."""
 
 _BRUSH = 3  # side of a stroke's brush [px]
 _TURN = 0.15  # standard deviation of the change of direction at each pixel of a stroke [rad]
@@ -60,7 +60,7 @@ def simulate(labels: LabelMap, num_labels: int, kind: str, seed: int, share: flo
         num_labels: K.
         kind: One of `KINDS`.
         seed: The same seed draws the same strokes and clicks.
-        share: Part of each label's pixels that scribbles cover.
+        share: Part of each region's pixels that scribbles cover.
 
     Returns:
         The supervision.
@@ -85,13 +85,16 @@ def simulate(labels: LabelMap, num_labels: int, kind: str, seed: int, share: flo
 
 
 def scribbles(labels: LabelMap, num_labels: int, seed: int, share: float = SHARE) -> LabelMap:
-    """Draw strokes that wander inside the regions of each label, until they cover `share` of its pixels (at least one pixel).
+    """Draw strokes as people do: inside each connected region, along its middle and away from its edges.
+
+    A stroke wanders where the region is more than half as deep as at its deepest place, until `share` of the region's pixels are drawn or
+    nothing new is found there. Regions of fewer than `SMALLEST` pixels get none.
 
     Args:
         labels: (H, W) uint8 label map, 255 where unknown.
         num_labels: K.
         seed: Of the strokes.
-        share: Part of each label's pixels, in (0, 1].
+        share: Part of each region's pixels, in (0, 1].
 
     Returns:
         (H, W) uint8, 255 off the strokes.
@@ -100,24 +103,42 @@ def scribbles(labels: LabelMap, num_labels: int, seed: int, share: float = SHARE
         raise InvalidArgumentError(f"share must be in (0, 1]; got {share!r}.")
     rng = np.random.default_rng(seed)
     drawn = np.full_like(labels, IGNORE)
-    for label in range(num_labels):
-        mask = labels == label
-        pixels = np.flatnonzero(mask)
-        quota = max(1, round(share * len(pixels))) if len(pixels) else 0
-        inner = np.flatnonzero(_eroded(mask))
+    regions = region_map(labels, num_labels, min_pixels=SMALLEST)
+    depths = _depths(regions)
+    names = [str(i) for i in range(num_labels)]
+    for index, region in enumerate(find_regions(labels, names, min_pixels=SMALLEST)):
+        x, y, w, h = region.box
+        mask = regions[y : y + h, x : x + w] == index
+        depth = depths[y : y + h, x : x + w] * mask
+        middle = 2 * depth > depth.max()
+        starts = np.flatnonzero(depth == depth.max())
+        quota = max(1, round(share * int(mask.sum())))
+        stroke = np.zeros_like(mask)
         count = 0
         while count < quota:
-            stroke = np.zeros_like(mask)
-            starts = inner if len(inner) else pixels
-            length = math.ceil((quota - count) / _BRUSH)
-            for y, x in _walk(mask, divmod(int(rng.choice(starts)), mask.shape[1]), length, rng):
-                stroke[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
-            new = np.flatnonzero(stroke & mask & (drawn == IGNORE))
-            if not len(new):  # the free places are few: dot them one by one
-                new = rng.choice(np.flatnonzero(mask & (drawn == IGNORE)), 1)
-            drawn.flat[new[: quota - count]] = label
-            count += min(len(new), quota - count)
+            for row, column in _walk(middle, divmod(int(rng.choice(starts)), w), math.ceil((quota - count) / _BRUSH), rng):
+                stroke[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = True
+            found = int(np.count_nonzero(stroke & mask))
+            if found == count:
+                break
+            count = found
+        drawn[y : y + h, x : x + w][stroke & mask] = int(region.label)
     return drawn
+
+
+def _depths(regions: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Count for each pixel the steps to the nearest edge of its region, diagonal steps too; the edge of the image is one. 1 at an edge."""
+    padded = np.pad(regions, 1, constant_values=-1)
+    height, width = regions.shape
+    inside = regions >= 0
+    depths = inside.astype(np.int32)
+    for row in range(3):
+        for column in range(3):
+            inside &= padded[row : row + height, column : column + width] == regions
+    while inside.any():  # from here on neighbours that are inside are of one region
+        depths += inside
+        inside = _eroded(inside)
+    return depths
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

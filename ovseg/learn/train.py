@@ -49,7 +49,7 @@ class Settings:
     Attributes:
         objective: The losses.
         steps: Batches.
-        warmup: Batches of the first phase; None for two thirds of `steps`, or for all of them where there are no regularisers.
+        warmup: Batches of the first phase; None for a third of `steps`, or for all of them where there are no regularisers.
         batch: Images of a batch.
         rate: Learning rate; None for that of the part in `RATES`. In each phase it falls along a half cosine.
         size: Short side of the images as the network sees them [px]; None for the model's own policy.
@@ -86,7 +86,7 @@ class Settings:
         """The first step of the second phase."""
         if self.warmup is not None:
             return self.warmup
-        return round(self.steps * 2 / 3) if self.objective.regularised else self.steps
+        return round(self.steps / 3) if self.objective.regularised else self.steps
 
 
 def train(

@@ -9,12 +9,12 @@ very same kind anywhere. It is evaluated on cells of the image, about two pixels
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ovseg.cores import in_threads
 from ovseg.similarity import Axis, Grid, upsampled
 
 Floats = NDArray[np.float32]
@@ -22,8 +22,6 @@ Integers = NDArray[np.int64]
 
 MAX_CELLS = 80_000
 """Most cells of an image: half the height and width of a VGA image."""
-THREADS = 2
-"""Blocks of rows that are computed at the same time."""
 BLOCK = 1 << 16
 """Values of the kernel in a block: what a cache holds."""
 
@@ -43,14 +41,14 @@ class Kernel:
         doubt: How much more for each nat of entropy.
     """
 
-    position: float = 1 / 3
+    position: float = 0.22
     colour: float = 0.25
     feature: float = 0.5
     anywhere: float = 0.3
     anywhere_feature: float = 0.35
     noise: float = 0.02
-    lead: float = 2.2
-    doubt: float = 4.0
+    lead: float = 1.2
+    doubt: float = 3.0
 
 
 KERNEL = Kernel()
@@ -228,8 +226,7 @@ class Alike:
                 near += between(line, across, 1).reshape(-1, count)
             result[part] = np.exp(near, out=near) @ here
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(fill, range(0, rows, step)))
+        in_threads(fill, range(0, rows, step))
         dense = np.ascontiguousarray(result.T).reshape(-1, rows, columns)
         if cosine is not None:
             dense += upsampled(anywhere, down, across)

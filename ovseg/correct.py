@@ -37,9 +37,9 @@ MAX_SEEDS = 64
 """Most seeds; of more, those that are far from each other are taken."""
 THINNED = 2_000
 """Seeds among which those are searched."""
-ABSENT = 2.0
+ABSENT = 3.0
 """How much a label loses of its score for holding little of the picture and not being pointed at."""
-ABSENT_HINTS = 10
+ABSENT_HINTS = 20
 """With so many hints half of that counts."""
 STRIP = 1 << 20
 """Scores that are made at a time."""

@@ -122,7 +122,7 @@ def test_features_on_a_coarser_grid_are_interpolated():
                                         for a, i in zip(grid.axes, (4, 3), strict=True)))[:, 0]  # fmt: skip
     seed /= np.linalg.norm(seed)
     apart = 1 - grid.embedding[:, 4, 6] @ seed
-    expected = np.exp(-((y - 4) ** 2 + (x - 3) ** 2) / (2 * (24 / 3) ** 2) - apart / alone.feature**2)
+    expected = np.exp(-((y - 4) ** 2 + (x - 3) ** 2) / (2 * (24 * alone.position) ** 2) - apart / alone.feature**2)
     assert near[y, x] == pytest.approx(expected, rel=1e-3)
 
 

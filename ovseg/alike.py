@@ -1,9 +1,10 @@
 """What counts as alike: the kernel between the pixels of an image and some of them, the seeds.
 
-    k(p, q) = (1 - w) exp(-|x_p - x_q|^2 / 2 s_x^2 - |c_p - c_q|^2 / 2 s_c^2 - d_pq / s_f^2) + w exp(-d_pq / s_g^2)
+    k(p, q) = (1 - w) exp(-|x_p - x_q|^2 / 2 s_x^2 - |c_p - c_q|^2 / 2 s_c^2 - d_pq / s_f^2) + w exp(-d_pq / s_g^2) + b
 
 with x the position, c the colour (CIE Lab) and d = 1 - cosine of the features: near, of the same colour and of the same kind; or of the
-very same kind anywhere. It is evaluated on cells of the image, about two pixels wide, some rows at a time.
+very same kind anywhere; and a little (b) in any case, being of one image. It is evaluated on cells of the image, about two pixels wide,
+some rows at a time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Kernel:
         feature: s_f.
         anywhere: w, the part of the kernel that asks for features alone.
         anywhere_feature: s_g.
+        everywhere: b: a label that had to rise somewhere rises a little in the whole image.
         noise: How much a seed of weight 1 may stay short of what it asks for, beside a kernel of 1.
         lead: How far the logarithm of a seed's score should be ahead of all others at least.
         doubt: How much more for each nat of entropy.
@@ -45,7 +47,8 @@ class Kernel:
     colour: float = 0.25
     feature: float = 0.5
     anywhere: float = 0.3
-    anywhere_feature: float = 0.35
+    anywhere_feature: float = 0.3
+    everywhere: float = 0.08
     noise: float = 0.02
     lead: float = 1.2
     doubt: float = 3.0
@@ -188,11 +191,12 @@ class Alike:
         place, kernel = self._place.astype(np.float64), self._kernel
         near = -0.5 * ((place[:, None] - place[None]) ** 2).sum(2)
         if self._features is None:
-            return np.asarray(np.exp(near))
+            return np.asarray(np.exp(near) + kernel.everywhere)
         features = self._features.astype(np.float64)
         apart = 1 - features.T @ features
         here = np.exp(near - apart / kernel.feature**2)
-        return np.asarray((1 - kernel.anywhere) * here + kernel.anywhere * np.exp(-apart / kernel.anywhere_feature**2))
+        anywhere = np.exp(-apart / kernel.anywhere_feature**2)
+        return np.asarray((1 - kernel.anywhere) * here + kernel.anywhere * anywhere + kernel.everywhere)
 
     def to_seeds_times(self, weighted: Floats) -> Floats:
         """Compute k(p, Q) times (Q, A) float32 for all cells p: (A, rows, columns) float32."""
@@ -228,6 +232,7 @@ class Alike:
 
         in_threads(fill, range(0, rows, step))
         dense = np.ascontiguousarray(result.T).reshape(-1, rows, columns)
+        dense += np.float32(kernel.everywhere) * weighted.sum(0)[:, None, None]
         if cosine is not None:
             dense += upsampled(anywhere, down, across)
         return dense

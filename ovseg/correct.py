@@ -14,7 +14,7 @@ where Z keeps the sum of the scores. The rise R is the minimiser of  sum_q weigh
 of the kernel (`ovseg.alike`): a squared partial loss on the seeds and smoothness over the image (Tikhonov regularisation; also the
 posterior mean of a Gaussian process, and simple kriging: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, eq. 2.25
 and section 6.2). Because logarithms of scores are added up and not scores, a pixel about which the words are sure needs more to change
-its mind than one about which they are not. Where the words already lead nothing changes, and far from all seeds nothing does. Before all
+its mind than one about which they are not. Where the words already lead nothing changes, and far from all seeds little does. Before all
 that, P loses what speaks of labels that are hardly there and that nobody points at (`absence`).
 
 All of it happens on cells of the image, about two pixels wide, and what comes out is interpolated like any logits.

@@ -48,7 +48,7 @@ def brute(image, features, scores, seeds, kernel=KERNEL, gram=False):
     def k(p, q):
         apart = 1 - f[:, p] @ f[:, q]
         near = np.exp(-((place[p] - place[q]) ** 2).sum() / 2 - ((colour[p] - colour[q]) ** 2).sum() / 2 - apart / kernel.feature**2)
-        return (1 - kernel.anywhere) * near + kernel.anywhere * np.exp(-apart / kernel.anywhere_feature**2)
+        return (1 - kernel.anywhere) * near + kernel.anywhere * np.exp(-apart / kernel.anywhere_feature**2) + kernel.everywhere
 
     all_k = np.array([[k(p, q) for q in seeds.pixels] for p in range(height * width)])
     if gram:
@@ -92,7 +92,7 @@ def test_the_solve_is_sklearns():
     """Kernel ridge regression on the residual, and the mean of a Gaussian process, which is the same."""
     image, grid, scores = scene(seed=3)
     seeds = Hints.clicks({"a": (3, 4), "b": (15, 10)}, radius=1).seeds((18, 24), LABELS)
-    own_kernel = Kernel(anywhere=0.0, feature=1e6, doubt=0.0)  # position and colour alone: an ordinary Gaussian kernel
+    own_kernel = Kernel(anywhere=0.0, everywhere=0.0, feature=1e6, doubt=0.0)  # position and colour alone: an ordinary Gaussian kernel
     result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, scores, own_kernel)
     y, x = np.divmod(np.arange(18 * 24), 24)
     place = np.concatenate(
@@ -114,7 +114,7 @@ def test_features_on_a_coarser_grid_are_interpolated():
     seeds = Hints.clicks({"a": (3, 4)}, radius=0.5).seeds((18, 24), LABELS)
     result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, scores)
     assert result.rise.shape == (1, 18, 24)
-    alone = Kernel(anywhere=0.0)
+    alone = Kernel(anywhere=0.0, everywhere=0.0)
     near = alike.Alike(View.make((18, 24), None, grid), seeds.pixels, alone).to_seeds_times(np.ones((1, 1), np.float32))[0]
     # at the centre of a cell of the features the kernel is exact
     y, x = 3 * 4 + 1, 3 * 6 + 1

@@ -130,7 +130,7 @@ def _open_av(name: str, every: int, tell: Tell) -> Iterator[Video]:
 
         def read() -> Generator[Frame, None, None]:
             end = 0.0  # of all streams: sound may last longer than pictures
-            times: list[float] = []
+            number, last, longest = 0, 0.0, 0.0  # of frames, the time of the last, the longest time between two
             try:
                 for packet in container.demux():
                     if packet.pts is not None:
@@ -139,21 +139,21 @@ def _open_av(name: str, every: int, tell: Tell) -> Iterator[Video]:
                         continue
                     decoded: Any = packet.decode()  # of this stream, pictures
                     for frame in decoded:
-                        number = len(times)
                         when = number / (rate or _DEFAULT_RATE) if frame.time is None else frame.time
-                        times.append(when)
-                        if number % every == 0:
+                        longest = max(longest, when - last if number else 0.0)
+                        number, last = number + 1, when
+                        if (number - 1) % every == 0:
                             pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                            yield Frame(number, when, np.ascontiguousarray(pixels))
+                            yield Frame(number - 1, when, np.ascontiguousarray(pixels))
             except (OSError, ValueError) as error:
-                if not times:
+                if not number:
                     raise InvalidImageError(f"The video {name!r} is damaged: {error}.") from error
-                tell(f"The video {name!r} is damaged after {end:.1f} s ({len(times)} frames), where reading ends: {error}.")
+                tell(f"The video {name!r} is damaged after {end:.1f} s ({number} frames), where reading ends: {error}.")
                 return
             # The last picture may stay for as long as others do, which not all files say.
-            slack = max(_SLACK, 2 * float(np.diff(times).max(initial=0))) if len(times) != 1 else math.inf
+            slack = max(_SLACK, 2 * longest) if number != 1 else math.inf
             if length is not None and length > end + slack:
-                tell(_short(name, len(times), end, length))
+                tell(_short(name, number, end, length))
 
         with closing(read()) as frames:
             yield Video(frames, rate, -(-stream.frames // every) if stream.frames else None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -156,6 +157,33 @@ def first_equal(text: Floats) -> Indices:
     return first
 
 
+@dataclass(frozen=True)
+class _Names:
+    """Names that are told apart.
+
+    Attributes:
+        text: (n, D) float32 embeddings times the scale, each only once.
+        kept: (n,) which ones they are.
+        screen: Tells which can win, if there are many.
+    """
+
+    text: Floats
+    kept: Indices
+    screen: Screen | None
+
+    @classmethod
+    def of(cls, text: Floats, scale: float) -> _Names:
+        kept = np.flatnonzero(first_equal(text) == np.arange(len(text)))
+        text = text[kept] * np.float32(scale)
+        return cls(text, kept, Screen(text) if len(text) >= FEWEST else None)
+
+
+@lru_cache(maxsize=4)
+def _names_of(content: bytes, size: int, scale: float) -> _Names:
+    """Remember long lists: image after image is asked for the same."""
+    return _Names.of(np.frombuffer(content, np.float32).reshape(-1, size), scale)
+
+
 def label_map(
     grid: Grid, text: Floats | None, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET
 ) -> Labels:
@@ -172,11 +200,10 @@ def label_map(
         (H, W) indices of labels, of the smallest unsigned type that holds the number of labels.
     """
     label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
+    screen: Screen | None = None
     if text is not None:
-        if (again := first_equal(text) != np.arange(len(text))).any():
-            text, label = text[~again], label[~again]
-        text = text * np.float32(scale)
-    screen = Screen(text) if text is not None and len(text) >= FEWEST else None
+        names = _names_of(text.tobytes(), text.shape[1], scale) if len(text) >= FEWEST else _Names.of(text, scale)
+        text, label, screen = names.text, label[names.kept], names.screen
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
     threads = threads_here()
@@ -195,8 +222,8 @@ def label_map(
         elif screen is None:
             logits = flat.T @ text.T
         else:
-            names = screen.names(flat, w)
-            logits, own = flat.T @ text[names].T, label[names]
+            able = screen.names(flat, w)
+            logits, own = flat.T @ text[able].T, label[able]
         best[down, across] = _best_labels(logits, w, own, y, x, third)
 
     in_threads(fill, [

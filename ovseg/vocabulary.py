@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 from ovseg.errors import InvalidLabelsError, OutputError
@@ -113,6 +113,8 @@ class Vocabulary:
         """Make a vocabulary of anything that `Segmenter.segment` takes as labels; of a vocabulary itself."""
         if isinstance(labels, Vocabulary):
             return labels
+        if isinstance(labels, (list, tuple)) and all(type(label) is str for label in labels):
+            return _of_words(tuple(labels))
         return cls.load(labels) if isinstance(labels, os.PathLike) else cls(labels)
 
     @property
@@ -336,6 +338,12 @@ class Vocabulary:
         rules += [f"combine={self.combine!r}"] if self.combine != "best" else []
         rules += [f"{len(rows)} {key}" for key in ("priorities", "exclusive") if (rows := getattr(self, key))]
         return f"<Vocabulary {', '.join([shown, *rules])}>"
+
+
+@lru_cache(maxsize=8)
+def _of_words(words: tuple[str, ...]) -> Vocabulary:
+    """Remember lists of plain words: image after image is asked for the same."""
+    return Vocabulary(words)
 
 
 def parse_labels(labels: Labels) -> tuple[tuple[str, ...], ...]:

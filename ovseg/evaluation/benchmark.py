@@ -18,7 +18,6 @@ from PIL import Image
 from ovseg.errors import InvalidArgumentError
 from ovseg.segmenter import Segmenter
 
-_NOUNS = ("sky", "tree", "road", "car", "person", "building", "grass", "water", "dog", "chair", "table", "window", "mountain", "boat")
 _KINDS = ("small", "large", "old", "new", "red", "green", "blue", "white", "dark", "wet", "broken", "wooden", "round", "distant")
 MOST_RUNS = 5
 """How often a quick action runs in a round, so that its median is as certain as that of a slow one."""
@@ -143,11 +142,12 @@ class _Loaded:
 
 
 def words(count: int) -> list[str]:
-    """Make up `count` different labels; the first ones are everyday words."""
-    made = list(_NOUNS)
+    """Give `count` different labels: a thousand everyday nouns (`nouns.txt`), then kinds of them, then numbered kinds."""
+    nouns = Path(__file__).with_name("nouns.txt").read_text("utf-8").split()
+    made = list(nouns)
     number = 0
     while len(made) < count:
-        made += [f"{kind} {noun}{f' {number}' if number else ''}" for kind in _KINDS for noun in _NOUNS]
+        made += [f"{kind} {noun}{f' {number}' if number else ''}" for kind in _KINDS for noun in nouns]
         number += 1
     return made[:count]
 

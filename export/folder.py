@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from ovseg.export import check, quantise
 from ovseg.export.checkpoints import card_text
 from ovseg.export.report import Cost, Report, bounds_of, prose
+from tqdm import tqdm
 
 from ovseg.errors import BackendError
 from ovseg.integrity import sha256_of
-from ovseg.loading import RANDOM, Loaded, Request, load_model
+from ovseg.loading import PROXYCLIP, RANDOM, Loaded, Request, load_model
 from ovseg.positions import POSITIONS, PositionTable, of_image
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
@@ -118,6 +119,7 @@ class Task:
         self.fixed: tuple[Floats, NDArray[np.intp], list[str]] | None = None
         self.positions = self._positions()
         self.padded: int | None = None
+        self._bar = tqdm(desc="exporting", bar_format="{desc} [{elapsed}]", leave=False)
 
     def _positions(self) -> dict[str, PositionTable]:
         """Return the position embeddings that graphs for images take, by the names of these inputs."""
@@ -132,21 +134,34 @@ class Task:
         """Embed the labels that become part of the segmenter."""
         names = [name for group in labels for name in group]
         owner = np.repeat(np.arange(len(labels)), [len(group) for group in labels])
-        self.fixed = self.text.embed_names(names, templates), owner, [group[0] for group in labels]
+        self.fixed = self.text.embed_names(names, templates).copy(), owner, [group[0] for group in labels]  # torch wants to own it
         self.roles["labels"] = "labels.txt"
 
     def write(self, files: Mapping[str, Path], random: bool) -> Report:
         """Write everything, compare, and write the card."""
-        from ovseg.export.graph_files import DATA, GraphWriter
+        with self._bar:
+            return self._compare(self._write_files(files, random))
+
+    def _show(self, step: str) -> None:
+        """Show what is done now: each step takes seconds, with a large network a minute."""
+        self._bar.set_description_str(f"exporting: {step}")
+
+    def _write_files(self, files: Mapping[str, Path], random: bool) -> dict[str, Any]:
+        """Write everything but the card; return what it must say."""
+        from ovseg.export.graph_files import DATA, GraphWriter, opset_of
         from ovseg.export.reference import compute
 
         options: dict[str, Any] = {}
         writer = GraphWriter(self.folder, self.opset)
+        self._show("answers of torch")
         words = self.text.embed([word for vocabulary in check.VOCABULARIES for word in vocabulary])
         reference = compute(self.card, self.module, words, None if self.fixed is None else self.fixed[:2])
         has_text = "text" in files
         if has_text:
-            self._copy(files, "text", "tokenizer", *(("image", "weights") if "image" in files and self.precision == "float32" else ()))
+            same = "image" in files and self.precision == "float32" and opset_of(files["image"]) == self.opset
+            self._copy(files, "text", "tokenizer", *(("image", "weights") if same else ()))
+            if (text_opset := opset_of(files["text"])) != self.opset:
+                self.facts["text_opset"] = text_opset
         elif not needs_stand_in(self.card, files, random):
             options["tokenizer"] = self._write_tokenizer(files)
         self.module.to(self.dtype)
@@ -165,7 +180,7 @@ class Task:
         self.roles |= {"reference": check.REFERENCE, "parity": check.PARITY}
         write_tensors(self.folder / check.REFERENCE, reference)
         options["export"] = self._facts(random)
-        return self._compare(options)
+        return options
 
     def _copy(self, files: Mapping[str, Path], *roles: str) -> None:
         for role in roles:
@@ -237,6 +252,7 @@ class Task:
 
         if self.precision != "int8":
             return self._add(writer, role, graph, inputs, dynamic, output)
+        self._show(f"{role}.onnx")
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as scratch:
             plain, whole = Path(scratch) / "float32.onnx", Path(scratch) / "int8.onnx"
             GraphWriter(plain.parent, self.opset, rewrite=False).add(plain.name, graph, inputs, dynamic, output)
@@ -304,12 +320,14 @@ class Task:
             graph = networks.EndingGraph(self.module, ending, torch.from_numpy(text), torch.from_numpy(owner))
             self.facts |= {"labels": names, "folded": False}
         self.roles["segmenter"] = "segmenter.onnx"
+        self._show(self.roles["segmenter"])
         writer.extend(self.roles["segmenter"], self.roles["image"], graph, inputs, dynamic, "segmentation")
 
     def _add(
         self, writer: GraphWriter, role: str, graph: torch.nn.Module, inputs: dict[str, Tensor], dynamic: Mapping[str, Any], output: str
     ) -> None:
         self.roles[role] = f"{role}.onnx"
+        self._show(self.roles[role])
         writer.add(self.roles[role], graph, inputs, dynamic, output)
 
     # ----------------------------------------------------------------------------------------------------- the comparison
@@ -322,12 +340,15 @@ class Task:
         facts: dict[str, Any] = {"opset": self.opset, "dtype": self.precision}
         if "readout" in self.card.options:
             facts["readout"] = self.card.options["readout"]
+        if facts.get("readout") == PROXYCLIP:
+            facts["proxy"] = self.card.options["proxy"]
         if random:
             facts["weights"] = RANDOM
         versions = {name: version(name) for name in ("torch", "onnx")}
         return {**facts, **self.facts, "ovseg": ovseg.__version__, **versions, "onnxruntime": _onnxruntime_version()}
 
     def _compare(self, options: dict[str, Any]) -> Report:
+        self._show("comparison")
         facts, bounds = options["export"], bounds_of(options["export"])
         parity = self.folder / check.PARITY
         parity.write_text("{}", "utf-8")

@@ -100,6 +100,8 @@ def export_onnx(
     if (calibration is None) == (dtype == "int8"):
         given = "no folder" if calibration is None else "a folder"
         raise InvalidArgumentError(f"dtype='int8' and a folder of calibration images belong together; got dtype={dtype!r} and {given}.")
+    if tokenizer is not None and not Path(tokenizer).is_file():
+        raise InvalidArgumentError(f"There is no tokenizer file {str(tokenizer)!r}.")
     photographs = [] if calibration is None else quantise.calibration_images(Path(calibration))
     labels = None if vocabulary is None else read_labels(vocabulary)
     card, files = locate(model, request)
@@ -182,7 +184,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the towers compute in (float32)")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="images like yours, for --dtype int8")
     parser.add_argument("--cost", type=Path, metavar="DATASET", help="measure the loss of mIoU there: images/, labels/, labels.txt")
-    parser.add_argument("--max-cost", type=float, default=1.0, metavar="POINTS", help="refuse an export that loses more (1)")
+    parser.add_argument("--max-cost", type=float, metavar="POINTS", help="refuse an export that loses more by --cost (1)")
     parser.add_argument("--limit", type=int, metavar="N", help="evenly spaced images of --cost to use")
     parser.add_argument("--fused", action="store_true", help="also write segmenter.onnx: pixels and text embeddings to a label map")
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="labels that become part of segmenter.onnx, one a line")
@@ -199,6 +201,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """Run `ovseg export onnx` and return what was measured."""
     weights = options.weights[0] if options.weights is not None and len(options.weights) == 1 else options.weights
+    for name, belongs in (("templates", "vocabulary"), ("max_cost", "cost"), ("limit", "cost")):
+        if getattr(options, name) is not None and getattr(options, belongs) is None:
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} belongs to --{belongs}, which is not there. Give both, or neither.")
     hub = HubOptions(revision=options.revision, cache_dir=options.cache_dir, local_files_only=options.local_files_only)
     with contextlib.redirect_stdout(None):  # torch's exporter talks
         report = export_onnx(
@@ -215,4 +220,5 @@ def _gate(options: argparse.Namespace) -> Gate | None:
     if options.cost is None:
         return None
     dataset = Dataset.open(options.cost)
-    return Gate(lambda segmenter: evaluate(segmenter, dataset, limit=options.limit), options.max_cost)
+    most = Gate.most if options.max_cost is None else options.max_cost
+    return Gate(lambda segmenter: evaluate(segmenter, dataset, limit=options.limit), most)

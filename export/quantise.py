@@ -10,6 +10,7 @@ products of activations (attention), the length of the features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that are layers where one of their inputs is stored."""
+FEWEST_IMAGES = 20
+"""Calibration images from which on nothing is said."""
 MOST_IMAGES = 100
 """Calibration images that are used; of more, evenly spaced ones are."""
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".ppm")
 
 Feeds = Mapping[str, NDArray[Any]]
+
+logger = logging.getLogger(__name__)
 
 
 def calibration_images(folder: Path) -> list[Path]:
@@ -44,6 +49,8 @@ def calibration_images(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
     if not found:
         raise InvalidArgumentError(f"{str(folder)!r} holds no images to calibrate with. Give a folder of 20 or more that look like yours.")
+    if len(found) < FEWEST_IMAGES:
+        logger.warning("%s holds %d images: ranges of so few may miss what others have. Give 20 or more.", folder, len(found))
     count = min(len(found), MOST_IMAGES)
     return [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
 

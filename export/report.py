@@ -171,6 +171,7 @@ def prose(text: str, report: Report) -> str:
     """Put what an export is before the prose of the model's card."""
     facts, bounds, measured = report.facts, report.bounds, report.measured
     said = f"opset {facts['opset']}, {facts['dtype']}" + (f", read-out {facts['readout']}" if "readout" in facts else "")
+    said += f" by {facts['proxy']}, whose weights are inside and under a licence of their own" if "proxy" in facts else ""
     lines = [
         "", "# Exported to ONNX", "",
         f"{said}; made by ovseg {facts['ovseg']} with torch {facts['torch']} and checked with onnxruntime {facts['onnxruntime']}.",
@@ -189,6 +190,8 @@ def prose(text: str, report: Report) -> str:
 def _remarks(report: Report) -> list[str]:
     """Say what is special to an export."""
     facts, found = report.facts, []
+    if "text_opset" in facts:
+        found.append(f"text.onnx is that of the original, opset {facts['text_opset']}.")
     if report.bounds.jumps:
         found.append(
             f"Features and cosines are those of the {1 - report.bounds.jumps:.0%} of the cells that differ least: the read-out leaves out "
@@ -203,6 +206,11 @@ def _remarks(report: Report) -> list[str]:
         )
     if facts["dtype"] != "float32" and report.cost is None:
         found.append(f"What {facts['dtype']} costs in mIoU was not measured: `ovseg export onnx` does so with `--cost DATASET`.")
+    half = "; onnxruntime computes much of float16 in float32 there, so on a GPU more may differ" if facts["dtype"] == "float16" else ""
+    found.append(
+        f"It was compared on a CPU{half}. Not yet measured on a GPU: `ovseg export check FOLDER --device cuda` compares it there, and "
+        "`ovseg benchmark -m FOLDER --device cuda` measures its speed."
+    )
     if "labels" in facts:
         how = "folded into the last layer" if facts["folded"] else "as constants"
         found.append(f"segmenter.onnx answers {len(facts['labels'])} fixed labels (labels.txt), {how}.")

@@ -141,7 +141,8 @@ def plan_engine(
     card, files = _open(model)
     if part not in files:
         named = ", ".join(files)
-        raise InvalidArgumentError(f"{card.name!r} has no {part} graph: its files are {named}. Export it with `ovseg export onnx`.")
+        how = "ovseg export onnx --fused" if part == "segmenter" else "ovseg export onnx"
+        raise InvalidArgumentError(f"{card.name!r} has no {part} graph: its files are {named}. Export it with `{how}`.")
     graph, multiple = files[part], int(card.preprocess.get("multiple", 32))
     sizes = {what: size_range(card) if given is None else Range(*given) for what, given in (("height", height), ("width", width))}
     for what, size in sizes.items():
@@ -383,6 +384,8 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         OvsegError: As for `export_tensorrt`; with --check, if TensorRT would refuse the graph.
     """
+    if options.labels is not None and options.part != "segmenter":
+        raise InvalidArgumentError("--labels belongs to --part segmenter: the image tower knows no labels.")
     labels = options.labels or LABELS
     if options.check:
         plan = plan_engine(

@@ -93,7 +93,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     try:
         import onnx
     except ImportError as error:
-        raise MissingDependencyError("Reading ONNX graphs needs the onnx package: pip install 'ovseg[export]'") from error
+        raise MissingDependencyError("Reading ONNX graphs needs the onnx package: pip install onnx") from error
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's exceptions are its own

@@ -83,7 +83,10 @@ class _Looker:
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
-        self._preprocess = Preprocess(**card.preprocess)
+        try:
+            self._preprocess = Preprocess(**card.preprocess)
+        except TypeError as error:
+            raise WeightsError(f"The card of {card.name!r} says of preprocess what no version of ovseg here knows: {error}.") from error
 
     def _pixels(self, image: ImageInput) -> NDArray[np.uint8]:
         pixels = load_image(image)

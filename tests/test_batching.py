@@ -90,6 +90,26 @@ def test_a_batch_that_is_too_much_for_the_device_is_done_one_by_one() -> None:
     assert network.batches == [(1, 2), (3, 2), (1, 2), (1, 2), (1, 2)]
 
 
+@pytest.mark.parametrize("others", [0, 1, 4])
+def test_an_interrupt_stops_the_thread_that_it_hits_and_no_other(others: int) -> None:
+    network = Network()
+    hits = [True]
+
+    def run(values: Floats) -> Floats:
+        answer = network(values)
+        if len(network.batches) > 1 and hits and hits.pop():
+            raise KeyboardInterrupt
+        return answer
+
+    many = [values_of(1, 2) for _ in range(2 + others)]
+    answers = ask(DynamicBatching(run, 8), network, many)
+    np.testing.assert_array_equal(answers[0], 2 * many[0])
+    stopped = [answer for answer in answers if isinstance(answer, KeyboardInterrupt)]
+    assert len(stopped) == 1
+    for answer in answers[1:]:
+        assert answer is stopped[0] or np.array_equal(answer, 2 * many[1])
+
+
 def test_many_threads_again_and_again() -> None:
     network = Network()
     network.open.set()

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ovseg.export.onnx import export_onnx
 
 import ovseg
 from ovseg.cli import main
-from ovseg.errors import InvalidArgumentError
+from ovseg.errors import InvalidArgumentError, OutputError
 from ovseg.evaluation import benchmark_command, floor, probe
 from ovseg.evaluation.benchmark import Entry, Spread, benchmark, compare, interleave, peak_megabytes, picture, words
 from ovseg.evaluation.benchmark_command import declare, plan_of, run
 from ovseg.registry import find_card
 
 
-@pytest.mark.parametrize("count", [1, 14, 15, 300, 1000])
+@pytest.mark.parametrize("count", [1, 14, 1008, 1009, 20_000])
 def test_made_up_labels_differ(count: int) -> None:
     assert len({word.casefold() for word in words(count)}) == count
 
@@ -159,7 +160,10 @@ def test_plan() -> None:
         ("a", "onnx", "float16"), ("a", "torch", "float16"), ("b", "onnx", "float16"), ("b", "torch", "float16"),
     ]  # fmt: skip
     assert plan.counts[-1] == 5000 and plan.megapixels[-1] == 100 and 1000 in plan.megapixel_counts
-    wrongs = [("--image-size", "60"), ("--labels", "a"), ("--labels", "0"), ("--megapixels", "0"), ("--repeats", "0"), ("--size", "x")]
+    wrongs = [
+        ("--image-size", "60"), ("--labels", "a"), ("--labels", "0"), ("--megapixels", "0"), ("--repeats", "0"), ("--size", "x"),
+        ("--threads", "0"),
+    ]  # fmt: skip
     for wrong in wrongs:
         with pytest.raises(InvalidArgumentError):
             plan_of(options_of(*wrong))
@@ -200,6 +204,27 @@ def test_only_what_is_asked_for() -> None:
     small = ("--image-size", "60x40", "--labels", "2", "--repeats", "1", "--size", "64", "--device", "cpu")
     text = run(options_of(*small, "--only", "labels"))
     assert "## Labels" in text and text.count("## ") == 1
+    text = run(options_of(*small, "--only", "floor"))
+    assert "floor" in text and text.count("## ") == 1
+
+
+def test_folders_of_one_model_are_told_apart_and_have_a_floor(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for folder in folders:
+        export_onnx("mini", folder)
+    small = ("--image-size", "60x40", "--labels", "2", "--repeats", "1", "--size", "64", "--device", "cpu")
+    text = run(options_of(*small, "-m", folders[0], "-m", folders[1], "--only", "labels", "--only", "floor"))
+    for folder in folders:
+        assert text.count(f"| mini in {folder}, onnx:cpu, float32 ") == 2
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_command, "run_plan", lambda plan: pytest.fail("it measured"))
+    for option in ("--json", "--markdown"):
+        for path in (tmp_path / "nowhere" / "file", tmp_path):
+            with pytest.raises(OutputError, match="Cannot write"):
+                run(options_of(option, str(path)))
 
 
 def test_a_model_that_does_not_exist_is_an_error() -> None:

@@ -273,6 +273,16 @@ def test_mini_is_copied_and_may_get_a_segmenter(tmp_path: Path, segmenter: ovseg
     assert (fixed(pixels)[0] == segmenter.segment(scene, wanted, size="native").segmentation).mean() >= 0.999
 
 
+def test_mini_in_another_opset_is_made_anew_and_says_so_of_its_text(tmp_path: Path, segmenter: ovseg.Segmenter, scene: Any) -> None:
+    report = write("mini", tmp_path / "out", weights=None, opset=20)
+    assert (report.facts["opset"], report.facts["text_opset"]) == (20, 18)
+    for role, opset in (("image", 20), ("text", 18)):
+        assert onnx.load(tmp_path / "out" / f"{role}.onnx", load_external_data=False).opset_import[0].version == opset
+    assert "text.onnx is that of the original, opset 18" in (tmp_path / "out" / "card.md").read_text("utf-8")
+    ours = ovseg.load(tmp_path / "out", device="cpu").segment(scene, LABELS)
+    assert (ours.segmentation == segmenter.segment(scene, LABELS).segmentation).mean() >= 0.999
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dim", "width"), [(24, 9), (9, 24), (10, 9), (9, 9)])
 def test_folded_words_are_an_equality(dim: int, width: int, bias: bool) -> None:
@@ -312,6 +322,7 @@ def test_a_folded_network_has_the_cosines_of_the_unfolded(name: str, monkeypatch
     (CLIP, {"opset": 17}, InvalidArgumentError, "opset"),
     (CLIP, {"dtype": "bfloat16"}, InvalidArgumentError, "dtype"),
     ("mini", {"dtype": "int8", "weights": None}, InvalidArgumentError, "calibration"),
+    (CLIP, {"tokenizer": "nowhere/tokenizer.json"}, InvalidArgumentError, "no tokenizer file"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_said(tmp_path: Path, model: str, options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
@@ -353,3 +364,17 @@ def test_the_commands_say_what_was_measured(clip: Path, tmp_path: Path) -> None:
     said = export.run(parser.parse_args(["mini", str(tmp_path / "out")]))
     assert "mini" in said and "same labels" in said
     assert (tmp_path / "out" / "image.onnx").exists()
+    assert "Not yet measured on a GPU" in (tmp_path / "out" / "card.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("words", "belongs"), [
+    (["--templates", "none"], "--vocabulary"), (["--max-cost", "2"], "--cost"), (["--limit", "3"], "--cost"),
+])  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, words: list[str], belongs: str) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    export.declare(parser)
+    with pytest.raises(InvalidArgumentError, match=f"{words[0]} belongs to {belongs}"):
+        export.run(parser.parse_args(["mini", str(tmp_path / "out"), *words]))
+    assert list(tmp_path.iterdir()) == []

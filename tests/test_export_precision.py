@@ -214,6 +214,15 @@ def test_calibration_images_are_spread(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.stem for path in quantise.calibration_images(tmp_path)] == ["1", "3", "5", "7", "9"]
 
 
+def test_few_calibration_images_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(quantise.FEWEST_IMAGES):
+        assert ("ranges of so few" in caplog.text) == (i > 0)
+        caplog.clear()
+        (tmp_path / f"{i}.png").write_bytes(b"")
+        quantise.calibration_images(tmp_path)
+    assert not caplog.text
+
+
 def test_layers_at_the_ends_are_found() -> None:
     """Brute force over all paths of random graphs."""
     random = np.random.default_rng(0)

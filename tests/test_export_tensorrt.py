@@ -336,6 +336,13 @@ def test_the_command_checks_without_a_gpu(exported: Path) -> None:
         export.run(options(str(exported), "--check"))
 
 
+def test_labels_are_the_segmenters(exported: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="--part segmenter"):
+        export.run(options(str(exported), "--check", "--labels", "1,2,3"))
+    with pytest.raises(InvalidArgumentError, match="--fused"):
+        export.run(options("mini", "--check", "--part", "segmenter", "--labels", "1,2,3"))
+
+
 def test_the_command_builds(machine: Machine, exported: Path) -> None:
     words = [str(exported), str(exported.parent / "engines"), "--workspace", "512", "--timing-cache", str(exported.parent / "timings")]
     said = export.run(options(*words, "--batch", "1,2,3", "--version-compatible", "--hardware-compatibility", "same-compute-capability"))

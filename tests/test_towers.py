@@ -190,3 +190,8 @@ def test_numbers_that_are_not_finite_are_an_error_and_not_the_first_label(flag: 
         ovseg.Segmenter(card(), Broken(), tokenize).segment(flag, list(COLOURS))
     with pytest.raises(WeightsError, match="do not belong together"):
         ovseg.Segmenter(card(embed_dim=4), Colours(), tokenize).encode_image(flag)
+
+
+def test_a_setting_of_the_card_that_nobody_knows_is_said() -> None:
+    with pytest.raises(WeightsError, match="card of 'fake' says of preprocess.*blur"):
+        ovseg.Segmenter(card(preprocess={"blur": 2}), Colours(), tokenize)

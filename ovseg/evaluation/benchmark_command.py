@@ -19,12 +19,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from ovseg.cores import cores
 from ovseg.errors import InvalidArgumentError, OvsegError
 from ovseg.evaluation.benchmark import BenchmarkResult, Entry, Spread, compare, interleave, picture, seconds_of, words
 from ovseg.evaluation.floor import measure_machine, measure_work
 from ovseg.evaluation.peers import PEERS, Peer
 from ovseg.evaluation.probe import measure
-from ovseg.registry import cards
+from ovseg.hub import parse_source
+from ovseg.loading import PROXYCLIP, RANDOM, card_of
+from ovseg.registry import ModelCard, cards
 from ovseg.segmenter import Segmenter, load
 
 PARTS = {
@@ -110,10 +115,12 @@ class Report:
             sections.append(f"## Cold start: `ovseg segment`, from the shell to the written overlay\n\n{table}")
         if self.peers:
             head = ["ours", "peer (random weights)", "image", "labels", "ours", "peer", "peer / ours"]
-            sections.append(f"## Peers, in turns with ours\n\n{_table(head, map(_peer_row, self.peers))}")
+            ways = "\n".join(f"- {name}: {how}" for name, how in dict((row["peer"], row["how"]) for row in self.peers).items())
+            sections.append(f"## Peers, in turns with ours\n\n{_table(head, map(_peer_row, self.peers))}\n\n{ways}")
         if self.floor:
             head = ["model", "GFLOP", "MB moved", "least time", "features took", "share of the possible"]
-            sections.append(f"## The machine's floor, image network only\n\n{_table(head, map(_floor_row, self.floor))}")
+            title = "## The machine's floor in float32 (less precision may be quicker), image network only"
+            sections.append(f"{title}\n\n{_table(head, map(_floor_row, self.floor))}")
         if self.notes:
             sections.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(sections)
@@ -128,7 +135,7 @@ def _table(head: Sequence[str], rows: Any) -> str:
 
 def _machine_lines(machine: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    lines = [f"{machine['system']}, {machine['processor']}, {machine['threads']} of {machine['cores']} cores", f"Python {packages}"]
+    lines = [f"{machine['system']}, {machine['processor']}, {machine['threads']} of {machine['cores']} cores", packages]
     if "flops_per_second" in machine:
         lines.append(
             f"Matrix products at {machine['flops_per_second'] / 1e9:.0f} GFLOP/s ({machine['library']}), memory at "
@@ -172,30 +179,43 @@ def run_plan(plan: Plan) -> Report:
         OvsegError: If no model can be loaded.
     """
     report = Report(_describe(plan.threads))
+    with tqdm(desc="measuring", bar_format="{desc} [{elapsed}]", leave=False) as bar:
+        _measure_parts(plan, report, lambda part: bar.set_description_str(f"measuring: {PARTS[part]}"))
+    return report
+
+
+def _measure_parts(plan: Plan, report: Report, show: Callable[[str], object]) -> None:
+    """Fill a report; `show` is told what is measured now."""
     models = _load_all(plan, report.notes)
     if "labels" in plan.parts or "floor" in plan.parts:
+        show("labels")
         counts = plan.counts if "labels" in plan.parts else plan.counts[:1]
-        ready = [Entry(model.give, model.dtype, model.options.get("weights") == "random") for model in models]
+        ready = [Entry(model.give, model.dtype, model.random) for model in models]
         found = compare(ready, plan.image_size, counts, plan.repeats, limit=plan.limit, **plan.segment)
-        found = [replace(result, load_seconds=model.seconds) for result, model in zip(found, models, strict=True)]
+        found = [replace(result, model=model.name, load_seconds=model.seconds) for result, model in zip(found, models, strict=True)]
         report.models.extend(found)
         for model in found:
             if model.skipped:
                 report.notes.append(f"{model.title}: {', '.join(f'{n:,}' for n in model.skipped)} labels would take over {plan.limit:g} s.")
         if "floor" in plan.parts:
+            show("floor")
             _measure_floor(plan, models, report)
+        if "labels" not in plan.parts:
+            report.models.clear()
     if "peers" in plan.parts:
+        show("peers")
         _measure_peers(plan, models, report)
     with tempfile.TemporaryDirectory(prefix="ovseg-benchmark-") as folder:
         if "megapixels" in plan.parts:
+            show("megapixels")
             _measure_megapixels(plan, models, Path(folder), report)
         if "start" in plan.parts:
+            show("start")
             _measure_start(plan, models, Path(folder), report)
-    return report
 
 
 def _describe(threads: int) -> dict[str, Any]:
-    packages = {"": platform.python_version()}
+    packages = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
             packages[name] = version(name)
@@ -204,7 +224,7 @@ def _describe(threads: int) -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count() or 1,
+        "cores": cores(),
         "threads": threads,
         "packages": packages,
     }
@@ -251,9 +271,20 @@ class _Model:
         return made
 
     @property
+    def name(self) -> str:
+        """The card's; with the folder, as several exports of a model may be compared."""
+        given = os.fspath(self.options["model"])
+        return f"{self.segmenter.name} in {given}" if os.path.isdir(given) else self.segmenter.name
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights are random, now or when it was exported."""
+        return RANDOM in (self.options.get("weights"), self.segmenter.card.options.get("export", {}).get("weights"))
+
+    @property
     def title(self) -> str:
-        title = f"{self.segmenter.name}, {self.segmenter.device}, {self.dtype}"
-        return f"{title}, random weights" if self.options.get("weights") == "random" else title
+        title = f"{self.name}, {self.segmenter.device}, {self.dtype}"
+        return f"{title}, random weights" if self.random else title
 
     def give(self) -> Segmenter:
         return self.segmenter
@@ -286,13 +317,25 @@ def _measure_floor(plan: Plan, models: Sequence[_Model], report: Report) -> None
             report.notes.append(f"{result.title}: the floor is that of networks with features on the CPU.")
             continue
         try:
-            work = measure_work(model.segmenter.card, plan.image_size, plan.segment.get("size"), plan.segment.get("window"))
+            work = measure_work(_network_of(model.segmenter.card), plan.image_size, plan.segment.get("size"), plan.segment.get("window"))
         except (OvsegError, RuntimeError) as error:
             report.notes.append(f"{result.title}: its operations cannot be counted: {error}")
             continue
         least, took = work.floor_seconds(machine), result.encode_seconds.median
         row = {**asdict(work), "floor_seconds": least, "encode_seconds": took, "share": least / took}
         report.floor.append({"model": result.title, **row})
+
+
+def _network_of(card: ModelCard) -> ModelCard:
+    """Return a card whose network can be built: for an exported folder that of the original, as it was exported."""
+    made = card.options.get("export")
+    if made is None:
+        return card
+    if made.get("readout") == PROXYCLIP and "proxy" not in made:
+        raise InvalidArgumentError("its card does not say which proxy it has. Export it anew.")
+    chosen = {key: made[key] for key in ("readout", "proxy") if key in made}
+    options = {**card_of(parse_source(card.name)).options, **chosen}
+    return replace(card, options=options)
 
 
 def _measure_peers(plan: Plan, models: Sequence[_Model], report: Report) -> None:
@@ -417,8 +460,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     """Measure, write the files that are asked for, and return the tables."""
-    from ovseg.output.files import write_atomically
+    from ovseg.output.files import check_target, write_atomically
 
+    for path in (options.json, options.markdown):
+        if path:
+            check_target(path.resolve(), path)  # measuring takes minutes
     report = run_plan(plan_of(options))
     text = report.format_markdown()
     if options.json:
@@ -445,7 +491,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise InvalidArgumentError(f"--image-size is WxH, --labels and --megapixels are N,N, --size is N or native: {error}.") from error
     if options.repeats < 1 or min(counts) < 1 or min(width, height) < 1 or min(megapixels) <= 0:
         raise InvalidArgumentError("A benchmark needs at least one repeat, one label and one pixel.")
-    threads = options.threads or os.cpu_count() or 1
+    threads = cores() if options.threads is None else options.threads
+    if threads < 1:
+        raise InvalidArgumentError(f"--threads must be at least 1; got {threads}.")
     shared = {"device": options.device, "threads": threads, "readout": options.readout}
     models = [
         {"model": model, "backend": backend, "dtype": dtype, "weights": _weights(model, options.weights), **shared}

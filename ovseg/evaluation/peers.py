@@ -225,7 +225,7 @@ PEERS = (
         grows=True,
     ),
     Peer(
-        "open_clip window loop",
+        "open_clip ViT-B/16 window loop",
         "open_clip ViT-B/16, eager, window by window with logits of full resolution; text embeddings given",
         ("clip",),
         (768, 1024),
@@ -233,7 +233,7 @@ PEERS = (
         clip_windows,
     ),
     Peer(
-        "LSeg published path",
+        "LSeg ViT-L/16 published path",
         "LSeg ViT-L/16, eager, in the order of the published code, logits of full resolution; text embeddings given",
         ("lseg",),
         (480, 480),

@@ -61,7 +61,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     try:
         target = Path(os.path.realpath(path))
-        _check_target(target, path)
+        check_target(target, path)
         temporary = target.with_name(f".ovseg-{secrets.token_hex(8)}.tmp")
         # Not tempfile: its files are private to the user, whatever the umask says.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -88,7 +88,16 @@ def _explain(path: str | os.PathLike[str], error: Exception) -> OutputError:
     return OutputError(f"Cannot write {os.fspath(path)!r}: {reason}.")
 
 
-def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
+def check_target(target: Path, path: str | os.PathLike[str]) -> None:
+    """Refuse a name under which no file can be written; for those who would learn of it only after long work.
+
+    Args:
+        target: The file.
+        path: Its name as the user gave it.
+
+    Raises:
+        OutputError: If it is a folder, a device, or in a folder that does not exist.
+    """
     name = os.fspath(path)
     if target.is_dir():
         raise OutputError(f"Cannot write {name!r}: it is a folder; give the name of a file in it.")

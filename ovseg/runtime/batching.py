@@ -44,6 +44,7 @@ class DynamicBatching:
         finally:
             with self._changed:
                 self._busy = False
+                self._waiting = [other for other in self._waiting if other is not call]
                 self._changed.notify_all()
         return call.result()
 
@@ -60,6 +61,13 @@ class DynamicBatching:
         return batch
 
     def _answer(self, batch: list[_Call]) -> None:
+        try:
+            self._run_together(batch)
+        finally:  # an interrupt is this thread's alone: the others' calls go back, and another thread goes on with them
+            with self._changed:
+                self._waiting[:0] = [call for call in batch if not call.done]
+
+    def _run_together(self, batch: list[_Call]) -> None:
         if len(batch) > 1:
             try:
                 values = self._run(np.concatenate([call.values for call in batch]))
@@ -68,12 +76,12 @@ class DynamicBatching:
             else:
                 ends = np.cumsum([len(call.values) for call in batch])
                 for call, part in zip(batch, np.split(values, ends[:-1]), strict=True):
-                    call.answer = part
+                    call.answer = part.copy()  # a view would keep the whole batch
                 return
         for call in batch:
             try:
                 call.answer = self._run(call.values)
-            except BaseException as error:  # belongs to the thread that asked
+            except Exception as error:  # belongs to the thread that asked
                 call.error = error
 
 
@@ -83,7 +91,7 @@ class _Call:
     def __init__(self, values: Floats) -> None:
         self.values = values
         self.answer: Floats | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     @property
     def done(self) -> bool:

@@ -39,7 +39,8 @@ def check_installation() -> None:
     if len(found) > 1:
         raise MissingDependencyError(
             "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's files and the GPU may be "
-            "lost. Keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            "lost. Keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu (or onnxruntime, which is "
+            "smaller, where there is no NVIDIA GPU)."
         )
     if not found and find_spec("onnxruntime") is None:  # other builds have names of their own
         raise MissingDependencyError("onnxruntime is missing: pip install onnxruntime (or onnxruntime-gpu).")
@@ -142,8 +143,12 @@ class OnnxRuntime:
         if device != "cpu" and "CUDAExecutionProvider" in available and has_nvidia_gpu():
             return ["CUDAExecutionProvider", "CPUExecutionProvider"]
         if device == "cuda":
-            build = "this build of onnxruntime has no CUDA" if "CUDAExecutionProvider" not in available else "no GPU answers"
-            raise BackendError(f"device='cuda' was asked for, but {build}. Use device='cpu', or install onnxruntime-gpu.")
+            if "CUDAExecutionProvider" in available:
+                raise BackendError("device='cuda' was asked for, but no NVIDIA GPU answers. Use device='cpu', or see to its driver.")
+            raise BackendError(
+                "device='cuda' was asked for, but this build of onnxruntime has no CUDA. Use device='cpu', or put the other build in its "
+                "place: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            )
         return ["CPUExecutionProvider"]
 
     def _session(self, part: str) -> Any:

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,8 +68,31 @@ def in_threads(make: Callable[[Thing], Made], things: Sequence[Thing]) -> list[M
     count = min(threads_here(), len(things))
     if count <= 1:
         return [make(thing) for thing in things]
-    with single_threaded(), worker_threads(count) as pool:
-        return list(pool.map(make, things))
+    todo = deque(enumerate(things))
+    made: dict[int, Made] = {}
+
+    def work() -> None:
+        while todo:
+            try:
+                place, thing = todo.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                made[place] = make(thing)
+            except BaseException:
+                todo.clear()
+                raise
+
+    with single_threaded(), worker_threads(count - 1) as pool:
+        others = [pool.submit(work) for _ in range(count - 1)]
+        _become_worker()
+        try:
+            work()
+        finally:
+            _here.worker = False
+        for other in others:
+            other.result()
+    return [made[place] for place in range(len(things))]
 
 
 @contextmanager

@@ -204,6 +204,8 @@ def label_map(
     if text is not None:
         names = _names_of(text.tobytes(), text.shape[1], scale) if len(text) >= FEWEST else _Names.of(text, scale)
         text, label, screen = names.text, label[names.kept], names.screen
+    if len(label) == 1:
+        return np.full(grid.image_size, label[0])
     best = np.empty(grid.image_size, label.dtype)
     rows, columns = grid.axes
     threads = threads_here()

@@ -43,14 +43,14 @@ class Kernel:
         doubt: How much more for each nat of entropy.
     """
 
-    position: float = 0.22
+    position: float = 0.18
     colour: float = 0.25
     feature: float = 0.5
-    anywhere: float = 0.3
+    anywhere: float = 0.15
     anywhere_feature: float = 0.3
-    everywhere: float = 0.08
+    everywhere: float = 0.1
     noise: float = 0.02
-    lead: float = 1.2
+    lead: float = 1.5
     doubt: float = 3.0
 
 

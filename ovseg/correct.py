@@ -15,13 +15,16 @@ of the kernel (`ovseg.alike`): a squared partial loss on the seeds and smoothnes
 posterior mean of a Gaussian process, and simple kriging: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, eq. 2.25
 and section 6.2). Because logarithms of scores are added up and not scores, a pixel about which the words are sure needs more to change
 its mind than one about which they are not. Where the words already lead nothing changes, and far from all seeds little does. Before all
-that, P loses what speaks of labels that are hardly there and that nobody points at (`absence`).
+that, the words lose weight where they doubt themselves and hints contradict them (`Words`): P becomes
+
+    P_y(p)^trust exp(absence_y)
 
 All of it happens on cells of the image, about two pixels wide, and what comes out is interpolated like any logits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +40,12 @@ MAX_SEEDS = 64
 """Most seeds; of more, those that are far from each other are taken."""
 THINNED = 2_000
 """Seeds among which those are searched."""
-ABSENT = 3.0
+ABSENT = 4.0
 """How much a label loses of its score for holding little of the picture and not being pointed at."""
 ABSENT_HINTS = 20
 """With so many hints half of that counts."""
+TRUST_HINTS = 7
+"""After so many hints words count half that say themselves that they are wrong as often as right."""
 STRIP = 1 << 20
 """Scores that are made at a time."""
 LEAST_SCORE = 1e-4
@@ -118,9 +123,12 @@ def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View, kernel: Ke
     total = scores.sum(0)
     where, labels, _ = _by_cell(view, seeds, len(scores))
     wrong = seeds.marks * float((_at(scores, view, cells, where).argmax(0) != labels).mean())
-    scores *= np.exp(absence(scores.mean((1, 2)), seeds, wrong))[:, None, None]
-    correction = solve(view, cells, seeds, scores, kernel)
+    words = Words.judge(scores, total, wrong)
+    loss = absence(scores.mean((1, 2)), seeds, words)
     logs = np.log(np.maximum(scores, np.float32(1e-30), out=scores), out=scores)
+    logs *= np.float32(words.trust)
+    logs += loss[:, None, None]
+    correction = solve(view, cells, seeds, logs, kernel)
     rise = correction.rise
     if cells != view.cells:
         part = cells.side / view.cells.side
@@ -132,6 +140,33 @@ def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View, kernel: Ke
     return Corrected(logs, total, cells, seeds)
 
 
+@dataclass(frozen=True)
+class Words:
+    """How far the words of an image can be relied on.
+
+    Hints alone cannot tell: people point at what is wrong, so hints contradict good words and bad ones alike. How doubtful words are over
+    the whole image does tell.
+
+    Attributes:
+        wrong: n, how many hints contradict them.
+        odds: o = e / (1 - e), with e the mean over the image of 1 - max_y P_y: the part of it that is wrong as they themselves say.
+    """
+
+    wrong: float
+    odds: float
+
+    @classmethod
+    def judge(cls, scores: Floats, total: Floats, wrong: float) -> Words:
+        """Take the odds from (L, rows, columns) scores, and their (rows, columns) sums."""
+        sure = float((scores.max(0) / np.maximum(total, np.float32(1e-12))).mean())
+        return cls(wrong, (1 - min(sure, 1.0)) / max(sure, 1e-6))
+
+    @property
+    def trust(self) -> float:
+        """Their weight beside the hints, 1 / (1 + (n o / TRUST_HINTS)^2): 1 without hints, and nearly so where they are sure."""
+        return 1 / (1 + (self.wrong * self.odds / TRUST_HINTS) ** 2)
+
+
 def _at(scores: Floats, view: View, cells: Cells, where: Integers) -> Floats:
     """Take scores that lie on `cells` in the middle of cells of the view: (L, N)."""
     side = view.cells.side
@@ -139,36 +174,39 @@ def _at(scores: Floats, view: View, cells: Cells, where: Integers) -> Floats:
     return np.asarray(scores[:, np.minimum(y, scores.shape[1] - 1), np.minimum(x, scores.shape[2] - 1)])
 
 
-def absence(share: Floats, seeds: Seeds, wrong: float) -> Floats:
+def absence(share: Floats, seeds: Seeds, words: Words) -> Floats:
     """Say how much less likely labels are that nobody points at: (L,) float32 log-prior.
 
-    Whoever corrects a picture points at what is in it. The more often the words were wrong, the less likely are labels that no hint
-    speaks of and that the words give little of the picture:  ABSENT n / (n + ABSENT_HINTS) ln(share / greatest share).
+    Whoever corrects a picture points at what is in it. The more often the words were wrong and the more they doubt, the less likely are
+    labels that no hint speaks of and that the words give little of the picture:
+
+        ABSENT m / (m + ABSENT_HINTS) ln(share / greatest share),    m = n sqrt(o)
 
     Args:
         share: (L,) mean score of each label over the image.
         seeds: The hints.
-        wrong: n, how many of them contradict the words.
+        words: How often they were wrong, n, and the odds o that they give themselves.
     """
-    loss = np.log(np.maximum(share / max(float(share.max()), 1e-30), LEAST_SCORE)) * (ABSENT * wrong / (wrong + ABSENT_HINTS))
+    against = words.wrong * math.sqrt(words.odds)
+    loss = np.log(np.maximum(share / max(float(share.max()), 1e-30), LEAST_SCORE)) * (ABSENT * against / (against + ABSENT_HINTS))
     loss[sorted(seeds.pointed_at | seeds.tags)] = 0
     return np.asarray(loss, np.float32)
 
 
-def solve(view: View, cells: Cells, seeds: Seeds, prior: Floats, kernel: Kernel = KERNEL) -> Correction:
+def solve(view: View, cells: Cells, seeds: Seeds, logs: Floats, kernel: Kernel = KERNEL) -> Correction:
     """Compute the correction.
 
     Args:
         view: The image.
         cells: Those of the view, or finer.
         seeds: The hints; at least one pixel.
-        prior: (L, rows, columns) float32 scores of all labels at the middle of `cells`, in [0, 1].
+        logs: (L, rows, columns) float32 logarithms of the scores of all labels at the middle of `cells`.
         kernel: What counts as alike.
     """
-    where, labels, weights = _by_cell(view, seeds, len(prior))
+    where, labels, weights = _by_cell(view, seeds, len(logs))
     chosen = _spread(view, where, labels)
     where, labels, weights = where[chosen], labels[chosen], weights[chosen]
-    here = _at(prior, view, cells, where)
+    here = np.exp(_at(logs, view, cells, where))
     rising = np.unique(labels)
     residual = (labels[:, None] == rising) * _short_of(here, labels, kernel)[:, None]
     like = Alike(view, where, kernel)

@@ -11,7 +11,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from ovseg import alike, correct
 from ovseg.alike import KERNEL, Cells, Kernel, View, lab
-from ovseg.correct import absence, solve
+from ovseg.correct import TRUST_HINTS, Words, absence, solve
 from ovseg.hints import Hints
 from ovseg.similarity import Grid
 
@@ -69,7 +69,7 @@ HINTS = Hints.clicks({"a": (3, 4), "b": (15, 10)}, radius=1) + Hints.boxes({"c":
 def test_the_solve_is_its_formula():
     image, grid, scores = scene()
     seeds = HINTS.seeds((18, 24), LABELS)
-    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, scores)
+    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, np.log(scores))
     expected = brute(image, grid.embedding, scores, seeds)
     assert result.labels.tolist() == [0, 1, 2]
     assert result.rise.reshape(3, -1) == pytest.approx(expected, abs=2e-3)
@@ -78,7 +78,12 @@ def test_the_solve_is_its_formula():
 def test_scores_are_multiplied_and_keep_their_sum():
     image, grid, scores = scene()
     seeds = HINTS.seeds((18, 24), LABELS)
-    expected = scores.reshape(3, -1) * np.exp(brute(image, grid.embedding, scores, seeds))  # all labels are pointed at
+    words = scores.reshape(3, -1)
+    wrong = seeds.marks * (words[:, seeds.pixels].argmax(0) != seeds.labels).mean()
+    assert wrong > 1
+    doubted = 1 - words.max(0).mean()
+    words = words ** (1 / (1 + (wrong * doubted / (1 - doubted) / TRUST_HINTS) ** 2))
+    expected = words * np.exp(brute(image, grid.embedding, words.reshape(scores.shape), seeds))  # all labels are pointed at
     expected /= expected.sum(0)
     painted = seeds.weights == 1
     expected[:, seeds.pixels[painted]] = 0
@@ -93,7 +98,7 @@ def test_the_solve_is_sklearns():
     image, grid, scores = scene(seed=3)
     seeds = Hints.clicks({"a": (3, 4), "b": (15, 10)}, radius=1).seeds((18, 24), LABELS)
     own_kernel = Kernel(anywhere=0.0, everywhere=0.0, feature=1e6, doubt=0.0)  # position and colour alone: an ordinary Gaussian kernel
-    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, scores, own_kernel)
+    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, np.log(scores), own_kernel)
     y, x = np.divmod(np.arange(18 * 24), 24)
     place = np.concatenate(
         [np.stack([y, x], 1) / (24 * own_kernel.position), rgb2lab(image).reshape(-1, 3) / (100, 128, 128) / own_kernel.colour], 1
@@ -112,7 +117,7 @@ def test_the_solve_is_sklearns():
 def test_features_on_a_coarser_grid_are_interpolated():
     image, grid, scores = scene(cells=(6, 8), seed=1)
     seeds = Hints.clicks({"a": (3, 4)}, radius=0.5).seeds((18, 24), LABELS)
-    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, scores)
+    result = solve(View.make((18, 24), image, grid), Cells((18, 24), 1), seeds, np.log(scores))
     assert result.rise.shape == (1, 18, 24)
     alone = Kernel(anywhere=0.0, everywhere=0.0)
     near = alike.Alike(View.make((18, 24), None, grid), seeds.pixels, alone).to_seeds_times(np.ones((1, 1), np.float32))[0]
@@ -224,14 +229,45 @@ def test_what_nobody_points_at_and_holds_little_is_less_likely():
     share = np.array([0.6, 0.3, 0.06, 0.04, 0.0], np.float32)
     marks = Hints.clicks({"b": (3, 3)}) + Hints.clicks({"b": (8, 8)})
     words = ["a", "b", "c", "d", "e"]
-    two = absence(share, marks.seeds((9, 9), words), 2)
+    two = absence(share, marks.seeds((9, 9), words), Words(4, 0.25))
     much = correct.ABSENT * 2 / (2 + correct.ABSENT_HINTS)
     assert two == pytest.approx(much * np.array([0, 0, np.log(0.1), np.log(1 / 15), np.log(1e-4)]))
-    tagged = absence(share, (marks + Hints.tags("d")).seeds((9, 9), words), 2)
+    tagged = absence(share, (marks + Hints.tags("d")).seeds((9, 9), words), Words(2, 1))
     assert tagged[3] == 0 and tagged[2] == two[2]
-    more = absence(share, (marks + Hints.clicks({"a": (1, 8)})).seeds((9, 9), words), 3)
+    more = absence(share, (marks + Hints.clicks({"a": (1, 8)})).seeds((9, 9), words), Words(3, 1))
     assert more[2] < two[2] and more[0] == 0
-    assert not absence(share, marks.seeds((9, 9), words), 0).any()
+    assert not absence(share, marks.seeds((9, 9), words), Words(0, 1)).any()
+
+
+def test_words_are_trusted_less_where_they_doubt_and_hints_contradict():
+    chance = np.random.default_rng(0)
+    scores = chance.dirichlet(np.ones(4), (5, 6)).transpose(2, 0, 1).astype(np.float32)
+    part = np.mean([scores[:, y, x].max() for y in range(5) for x in range(6)])
+    for total in (1.0, 0.4):  # scores need not sum to 1
+        words = Words.judge(scores * np.float32(total), np.full((5, 6), total, np.float32), 3)
+        assert words.odds == pytest.approx((1 - part) / part, rel=1e-4) and words.wrong == 3
+    assert Words(0, 5).trust == Words(5, 0).trust == 1
+    assert Words(TRUST_HINTS, 1).trust == Words(1, TRUST_HINTS).trust == 0.5
+    trust = [Words(n, 0.7).trust for n in range(12)]
+    assert all(a > b for a, b in zip(trust, trust[1:], strict=False))
+    one = np.ones((1, 2, 2), np.float32)
+    assert Words.judge(one, one[0], 3).odds == 0
+    assert np.isfinite(Words.judge(0 * one, 0 * one[0], 3).odds)
+
+
+def test_words_that_know_nothing_give_way_to_hints(monkeypatch):
+    """Random scores of many labels, and hints that contradict them: in the end the answer is that of hints alone."""
+    image, grid, _ = scene(36, 48, (18, 24))
+    chance = np.random.default_rng(1)
+    words = [f"w{i}" for i in range(30)]
+    scores = chance.dirichlet(np.ones(30), (36, 48)).astype(np.float32).transpose(2, 0, 1)
+    points = [(6, 6), (24, 6), (40, 6), (6, 30), (24, 30), (40, 30), (15, 18), (33, 18)]
+    seeds = Hints.clicks({word: point for word, point in zip(words, points, strict=False)}).seeds((36, 48), words)
+    alone = fixed(np.full_like(scores, 1 / 30), seeds, image, grid).argmax(0)
+    assert (fixed(scores, seeds, image, grid).argmax(0) == alone).mean() > 0.9
+    monkeypatch.setattr(correct, "TRUST_HINTS", 1e9)
+    assert (fixed(scores, seeds, image, grid).argmax(0) == alone).mean() < 0.5
+
 
 
 def test_coarse_cells_say_about_the_same():

@@ -341,7 +341,10 @@ class Task:
         if "readout" in self.card.options:
             facts["readout"] = self.card.options["readout"]
         if facts.get("readout") == PROXYCLIP:
+            from ovseg.models.dense_clip import proxy_license
+
             facts["proxy"] = self.card.options["proxy"]
+            facts["proxy_license"] = proxy_license(facts["proxy"]) or "unknown"
         if random:
             facts["weights"] = RANDOM
         versions = {name: version(name) for name in ("torch", "onnx")}

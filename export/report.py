@@ -171,7 +171,8 @@ def prose(text: str, report: Report) -> str:
     """Put what an export is before the prose of the model's card."""
     facts, bounds, measured = report.facts, report.bounds, report.measured
     said = f"opset {facts['opset']}, {facts['dtype']}" + (f", read-out {facts['readout']}" if "readout" in facts else "")
-    said += f" by {facts['proxy']}, whose weights are inside and under a licence of their own" if "proxy" in facts else ""
+    if "proxy" in facts:
+        said += f" by {facts['proxy']}, whose weights are inside and have a licence of their own ({facts['proxy_license']})"
     lines = [
         "", "# Exported to ONNX", "",
         f"{said}; made by ovseg {facts['ovseg']} with torch {facts['torch']} and checked with onnxruntime {facts['onnxruntime']}.",

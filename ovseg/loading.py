@@ -256,6 +256,9 @@ def _load_graphs(card: ModelCard, files: Mapping[str, Path], request: Request) -
         build = _builder(card, {"weights": files["weights"]}, request.weights, request.hub)
         runtime = TorchRuntime(build, text_only, request.device, request.dtype, request.threads, request.compile)
     else:
+        if request.compile:
+            other = ", or use backend='torch'" if "weights" in files else ""
+            raise InvalidArgumentError(f"compile=True is for torch, and {card.name!r} runs with onnxruntime here. Leave it out{other}.")
         dtype = card.options.get("export", {}).get("dtype", "float32")
         if request.dtype not in (None, dtype):
             raise InvalidArgumentError(
@@ -281,8 +284,8 @@ def _load_engine(card: ModelCard, folder: Path, files: Mapping[str, Path], reque
 
     if request.backend not in (None, "tensorrt"):
         raise InvalidArgumentError(f"{folder} holds a TensorRT engine; got backend={request.backend!r}. Load the exported folder instead.")
-    if request.device not in (None, "cuda") or request.dtype is not None or request.weights is not None:
-        raise InvalidArgumentError(f"The engine in {folder} runs on the GPU as it was built: leave out device, dtype and weights.")
+    if request.device not in (None, "cuda") or request.dtype is not None or request.weights is not None or request.compile:
+        raise InvalidArgumentError(f"The engine in {folder} runs on the GPU as it was built: leave out device, dtype, weights and compile.")
     more = {role: files[role] for role in ("global", "head") if role in files}
     others = OnnxRuntime(folder / "image.onnx", files["text"], "cpu", request.threads, more=more)  # the image graph is not opened
     runtime = TensorRTRuntime(folder, others, position_tables(card, files))

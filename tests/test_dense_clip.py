@@ -19,7 +19,7 @@ from test_clip_readouts import attend_slowly, proxy_attention_slowly, resize_slo
 
 from ovseg.errors import InvalidArgumentError, UnsupportedOperationError, WeightsError
 from ovseg.models.clip_blocks import research_positions
-from ovseg.models.clip_proxy import ProxyEncoder, build_proxy, proxy_location
+from ovseg.models.clip_proxy import ProxyEncoder, build_proxy, proxy_license, proxy_location
 from ovseg.models.clip_readouts import READOUTS, WHOLE_BLOCK
 from ovseg.models.dense_clip import DenseClip, build, build_tokenizer, grid_of, pixel_statistics, required_quick_gelu
 
@@ -445,6 +445,7 @@ def test_proxies_that_cannot_be() -> None:
         build_proxy("resnet18", MEAN, STD)
     with pytest.raises(InvalidArgumentError, match="belong together"):
         DenseClip(build({"config": tiny()}, None).clip, "proxyclip")
+    assert proxy_license("vit_base_patch8_224.dino") == "apache-2.0" and proxy_license("vit_base_patch8_224.nobody") is None
     assert proxy_location("vit_base_patch8_224.dino") == ("timm/vit_base_patch8_224.dino", "model.safetensors")
     with pytest.raises(InvalidArgumentError, match="nobody"):
         proxy_location("vit_base_patch8_224.nobody")

@@ -90,6 +90,11 @@ def test_the_folder_segments_as_torch_does_without_torch_and_timm(proxied: Path,
         np.testing.assert_allclose(found["scores"], original.classify(images[0], LABELS).scores, atol=1e-4)
 
 
+def test_the_card_names_the_proxy_and_its_licence(proxied: Path) -> None:
+    said = (proxied / "card.md").read_text("utf-8")
+    assert f"by {DINO}, whose weights are inside and have a licence of their own (apache-2.0)" in said
+
+
 def test_one_graph_holds_both_networks_for_every_size(proxied: Path) -> None:
     taken = inputs_of(proxied / "image.onnx")
     assert taken == {

@@ -780,6 +780,11 @@ def test_torch_equals_onnx(segmenter: ovseg.Segmenter, scene: Picture) -> None:
     assert other.segment(segmenter.encode_image(scene, size=SMALL), LABELS) == segmenter.segment(scene, LABELS, size=SMALL)
 
 
+def test_compile_is_refused_where_there_is_no_torch() -> None:
+    with pytest.raises(InvalidArgumentError, match="compile=True is for torch, and 'mini' runs with onnxruntime here.*backend='torch'"):
+        ovseg.load("mini", compile=True)
+
+
 @pytest.mark.parametrize(("dtype", "likeness"), [("float16", 0.999), ("bfloat16", 0.95)])
 def test_torch_in_half_precision_is_near(segmenter: ovseg.Segmenter, scene: Picture, dtype: str, likeness: float) -> None:
     pytest.importorskip("torch")

@@ -274,7 +274,8 @@ class _Model:
     def name(self) -> str:
         """The card's; with the folder, as several exports of a model may be compared."""
         given = os.fspath(self.options["model"])
-        return f"{self.segmenter.name} in {given}" if os.path.isdir(given) else self.segmenter.name
+        name = f"{self.segmenter.name} in {given}" if os.path.isdir(given) else self.segmenter.name
+        return f"{name} (compiled)" if self.options.get("compile") else name
 
     @property
     def random(self) -> bool:
@@ -410,7 +411,8 @@ def _measure_start(plan: Plan, models: Sequence[_Model], folder: Path, report: R
     Image.fromarray(picture(*plan.image_size)).save(source)
     environment = {**os.environ, **_environment(plan)}
     for model in models:
-        flags = [f"--{key.replace('_', '-')}={value}" for key, value in model.options.items() if value is not None]
+        given = {key: value for key, value in model.options.items() if value not in (None, False)}
+        flags = [f"--{key}" if value is True else f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
         command = [sys.executable, "-m", "ovseg", "segment", str(source), "sky", "grass", "sand", "-q", "--overlay", str(target), *flags]
         runs = []
         for _ in range(plan.repeats + 1):
@@ -444,6 +446,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, ... (a GPU if there is one)")
     add("--threads", type=int, help="CPU threads of a network, ours or another (all cores)")
     add("--weights", metavar="FILE", help="your own .safetensors; 'random' to measure speed without a download")
+    add("--compile", action="store_true", help="with --backend torch: torch.compile, and on a GPU CUDA graphs")
     add("--readout", help="how dense features are read out of a CLIP or TIPS tower (the card's)")
     add("--image-size", default="640x480", metavar="WxH", help="size of the image [px] (640x480)")
     add("--labels", metavar="N,N", help="numbers of labels (1,10,100,1000)")
@@ -494,7 +497,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     threads = cores() if options.threads is None else options.threads
     if threads < 1:
         raise InvalidArgumentError(f"--threads must be at least 1; got {threads}.")
-    shared = {"device": options.device, "threads": threads, "readout": options.readout}
+    shared = {"device": options.device, "threads": threads, "readout": options.readout, "compile": options.compile}
     models = [
         {"model": model, "backend": backend, "dtype": dtype, "weights": _weights(model, options.weights), **shared}
         for model, backend, dtype in product(options.model or ["mini"], options.backend or [None], options.dtype or [None])

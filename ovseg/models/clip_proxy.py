@@ -167,6 +167,12 @@ def proxy_location(name: str) -> tuple[str, str]:
     return repository, known.hf_hub_filename or "model.safetensors"
 
 
+def proxy_license(name: str) -> str | None:
+    """Return what timm says is the licence of a proxy's published weights; None if it says nothing."""
+    known = _known(name)
+    return None if known is None else known.license
+
+
 def build_proxy(name: str, mean: Sequence[float], std: Sequence[float]) -> ProxyEncoder:
     """Build a proxy with random weights.
 

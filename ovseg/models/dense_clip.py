@@ -23,7 +23,7 @@ from ovseg.errors import InvalidArgumentError, MissingDependencyError, Unsupport
 from ovseg.models.base import Positions, load_strict, resize_positions, unit
 from ovseg.models.clip_blocks import SHIFT, encode_text, finish_block, join_heads, research_positions, run_block, split_heads
 from ovseg.models.clip_names import obstacle
-from ovseg.models.clip_proxy import DEFAULT_PROXY, ProxyEncoder, build_proxy, proxy_location
+from ovseg.models.clip_proxy import DEFAULT_PROXY, ProxyEncoder, build_proxy, proxy_license, proxy_location
 from ovseg.models.clip_readouts import WHOLE_BLOCK, attend, attend_by_proxy, check_readout
 from ovseg.models.clip_text import build_clip_tokenizer
 from ovseg.models.clip_tokenizers import file_tokenizer
@@ -31,7 +31,7 @@ from ovseg.positions import Resize
 
 __all__ = [
     "DEFAULT_PROXY", "DEFAULT_READOUT", "DenseClip", "build", "build_tokenizer", "grid_of", "pixel_statistics",
-    "proxy_location", "required_quick_gelu", "text_config",
+    "proxy_license", "proxy_location", "required_quick_gelu", "text_config",
 ]  # fmt: skip
 
 DEFAULT_READOUT = "naclip"

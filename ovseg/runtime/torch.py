@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError
 from ovseg.runtime.base import Floats, Runtime
+from ovseg.runtime.replay import Replay
 from ovseg.similarity import DEFAULT_BUDGET, Axis, Grid, Indices, Labels, first_equal
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -48,7 +49,8 @@ class _Placed:
         threads: Threads of an operator; None leaves torch's own choice.
         compile: Whether torch.compile makes kernels of the image network. The first image of a shape class then takes half a minute
             or more on a CPU (a few seconds where torch's cache, TORCHINDUCTOR_CACHE_DIR, has them already); in return a GPU starts
-            far fewer kernels. On a CPU it gained at most a twelfth in float32.
+            far fewer kernels, and with two towers all of them at once where a shape of input comes again (`ovseg.runtime.replay`).
+            On a CPU it gained at most a twelfth in float32.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class TorchRuntime(_Placed):
     ) -> None:
         super().__init__(build, device, dtype, threads, compile)
         self._text = text
+        if compile and self._device.type == "cuda":
+            self._forward = Replay(self._forward)
 
     @property
     def encode_global(self) -> Callable[[Floats], Floats] | None:

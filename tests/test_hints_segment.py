@@ -118,8 +118,18 @@ def test_measured_on_a_data_set(seg, image, tmp_path, capsys):
     assert result.mean_iou[0] == pytest.approx(
         np.mean([100 * i for i in _ious(truth, seg.segment(image, ["flag", "person"]).segmentation)]), abs=0.01
     )
+    predicted = seg.segment(image, ["flag", "person"]).segmentation.copy()
+    for found in result.whole_regions:
+        assert found == pytest.approx(100 * np.mean(list(_ious(truth, predicted))), abs=0.01)
+        wrong = [ndimage.label((truth == label) & (predicted != label)) for label in (0, 1)]
+        regions = [labels == i for labels, count in wrong for i in range(1, count + 1)]
+        if regions:
+            largest = max(regions, key=np.count_nonzero)
+            predicted[largest] = truth[largest]
+    assert result.whole_regions[0] == pytest.approx(result.mean_iou[0])
     for clicker in ("next", "random"):
-        evaluate_hints(seg, Dataset.open(tmp_path), (0, 1), clicker=clicker, words=False, progress=False)
+        other = evaluate_hints(seg, Dataset.open(tmp_path), (0, 1), clicker=clicker, words=False, progress=False)
+        assert other.whole_regions == (None, None)
     with pytest.raises(InvalidArgumentError, match="increasing"):
         evaluate_hints(seg, Dataset.open(tmp_path), (3, 1))
     with pytest.raises(InvalidArgumentError, match="clicker"):

@@ -3,8 +3,9 @@
     ovseg eval DATASET --hints 0,1,3,10
 
 The robot knows the truth. It takes the largest connected region of one true label that is answered wrongly, and clicks in its middle: the
-pixel that is deepest inside. Beside words with hints stand hints without words (all labels equally likely before the first hint), and for
-the choice of where to click `Segmentation.next_click` (`clicker="next"`) and chance (`"random"`).
+pixel that is deepest inside. Beside words with hints stand hints without words (all labels equally likely before the first hint), what the
+robot's clicks would be worth if each set its whole region right and touched nothing else, and for the choice of where to click
+`Segmentation.next_click` (`clicker="next"`) and chance (`"random"`).
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class HintsResult:
         pixel_accuracy: Likewise, part of the pixels that are right.
         elsewhere: Change of that part on pixels more than `AWAY` px from all hints, in points.
         without_words: mIoU of hints alone.
+        whole_regions: mIoU if each click of the robot set right all of the region that it is in, and nothing else.
         seconds: Mean time of an answer with hints [s], the encoding of the image left out; of the processor, all threads together.
     """
 
@@ -67,6 +69,7 @@ class HintsResult:
     pixel_accuracy: tuple[float, ...]
     elsewhere: tuple[float | None, ...]
     without_words: tuple[float | None, ...]
+    whole_regions: tuple[float | None, ...]
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,16 +84,18 @@ class HintsResult:
     def format_table(self) -> str:
         """Format the result as text to print: a line for each number of clicks."""
         lines = [f"{self.model} on {self.dataset}, {self.images} images, clicks by {self.clicker}, in percent", ""]
-        lines.append("clicks    mIoU  (gain)  pixel acc.  change elsewhere  mIoU without words")
+        lines.append("clicks    mIoU  (gain)  pixel acc.  change elsewhere  mIoU without words  if whole regions were set right")
         for i, count in enumerate(self.clicks):
             gain = self.mean_iou[i] - self.mean_iou[0] if self.clicks[0] == 0 else float("nan")
-            rest, alone = ("-" if value is None else f"{value:.2f}" for value in (self.elsewhere[i], self.without_words[i]))
-            lines.append(f"{count:6}  {self.mean_iou[i]:6.2f}  {gain:+6.2f}  {self.pixel_accuracy[i]:10.2f}  {rest:>16}  {alone:>18}")
+            others = (self.elsewhere[i], self.without_words[i], self.whole_regions[i])
+            rest, alone, whole = ("-" if value is None else f"{value:.2f}" for value in others)
+            ours = f"{count:6}  {self.mean_iou[i]:6.2f}  {gain:+6.2f}  {self.pixel_accuracy[i]:10.2f}"
+            lines.append(f"{ours}  {rest:>16}  {alone:>18}  {whole:>30}")
         return "\n".join([*lines, "", f"{1000 * self.seconds:.0f} ms of processor time an answer"])
 
 
-def next_error(truth: LabelMap, predicted: LabelMap, ignore_index: int) -> tuple[int, int, int] | None:
-    """Find the middle of the largest region that is answered wrongly: (x, y, its true label); None if all is right.
+def largest_error(truth: LabelMap, predicted: LabelMap, ignore_index: int) -> NDArray[np.bool_] | None:
+    """Find the largest connected region of one true label that is answered wrongly: (H, W); None if all is right.
 
     Args:
         truth: (H, W) labels, or `ignore_index`.
@@ -101,10 +106,17 @@ def next_error(truth: LabelMap, predicted: LabelMap, ignore_index: int) -> tuple
     if not wrong.any():
         return None
     regions = region_map(np.where(wrong, truth, ignore_index).astype(truth.dtype), ignore_index)
-    rows, columns = np.nonzero(regions == 0)  # the largest comes first
+    return np.asarray(regions == 0)  # the largest comes first
+
+
+def next_error(truth: LabelMap, predicted: LabelMap, ignore_index: int) -> tuple[int, int, int] | None:
+    """Find the middle of the largest region that is answered wrongly: (x, y, its true label); None if all is right. See `largest_error`."""
+    region = largest_error(truth, predicted, ignore_index)
+    if region is None:
+        return None
+    rows, columns = np.nonzero(region)
     top, left = int(rows.min()), int(columns.min())
-    inside = regions[top : rows.max() + 1, left : columns.max() + 1] == 0
-    y, x = _deepest(inside)
+    y, x = _deepest(region[top : rows.max() + 1, left : columns.max() + 1])
     return left + x, top + y, int(truth[top + y, left + x])
 
 
@@ -160,6 +172,7 @@ def evaluate_hints(
         raise InvalidArgumentError(f"clicker must be one of {', '.join(CLICKERS)}; got {clicker!r}.")
     score = _Score(len(dataset.labels), counts, dataset.ignore_index)
     alone = _Score(len(dataset.labels), counts, dataset.ignore_index)
+    whole = _Score(len(dataset.labels), counts, dataset.ignore_index)
     chosen = [dataset.samples[i] for i in spread(len(dataset), limit)]
     seconds, answers = 0.0, 0
     for place, sample in enumerate(tqdm(chosen, dataset.name, unit="image", disable=not progress)):
@@ -190,14 +203,29 @@ def evaluate_hints(
             for n, (hints, predicted) in enumerate(_session(answer, truth, dataset, clicker, place, counts[-1])):
                 if n in counts:
                     where.add(n, truth, predicted, hints)
+                if n == 0 and where is score and clicker == "robot":
+                    for many, better in enumerate(_whole_regions(truth, predicted, dataset.ignore_index, counts[-1])):
+                        if many in counts:
+                            whole.add(many, truth, better, Hints())
     return HintsResult(
         segmenter.name, dataset.name, len(chosen), clicker, counts,
         tuple(score.matrices[n].mean_iou for n in counts),
         tuple(score.matrices[n].pixel_accuracy for n in counts),
         tuple(score.elsewhere(n) for n in counts),
         tuple(alone.matrices[n].mean_iou if words and n else None for n in counts),
+        tuple(whole.matrices[n].mean_iou if clicker == "robot" else None for n in counts),
         seconds / max(1, answers),
     )  # fmt: skip
+
+
+def _whole_regions(truth: LabelMap, predicted: LabelMap, ignore_index: int, last: int) -> Iterator[LabelMap]:
+    """Yield the answer after 0, 1, 2, ... of the largest wrong regions were set right."""
+    yield predicted
+    for _ in range(last):
+        region = largest_error(truth, predicted, ignore_index)
+        if region is not None:
+            predicted = np.where(region, truth, predicted)
+        yield predicted
 
 
 def _session(

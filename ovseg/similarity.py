@@ -27,6 +27,9 @@ DEFAULT_BUDGET = 256 << 20
 CHUNK = 1 << 17
 """Logits that are compared at a time: 0.5 MB, which caches hold."""
 
+MOST_REMEMBERED = 10_000
+"""Names of a list that is kept ready for the next image (of 384 numbers each: 35 MB)."""
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 Labels = NDArray[np.unsignedinteger[Any]]
@@ -178,7 +181,7 @@ class _Names:
         return cls(text, kept, Screen(text) if len(text) >= FEWEST else None)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _names_of(content: bytes, size: int, scale: float) -> _Names:
     """Remember long lists: image after image is asked for the same."""
     return _Names.of(np.frombuffer(content, np.float32).reshape(-1, size), scale)
@@ -202,7 +205,8 @@ def label_map(
     label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
     screen: Screen | None = None
     if text is not None:
-        names = _names_of(text.tobytes(), text.shape[1], scale) if len(text) >= FEWEST else _Names.of(text, scale)
+        again = FEWEST <= len(text) <= MOST_REMEMBERED
+        names = _names_of(text.tobytes(), text.shape[1], scale) if again else _Names.of(text, scale)
         text, label, screen = names.text, label[names.kept], names.screen
     if len(label) == 1:
         return np.full(grid.image_size, label[0])

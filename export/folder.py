@@ -395,7 +395,9 @@ class Task:
     def _write_card(self, report: Report | None) -> None:
         hashes = {name: sha256_of(self.folder / name) for name in self.roles.values()}
         text = self.card.text if report is None else prose(self.card.text, report)
-        full = dataclasses.replace(self.card, files=self.roles, sha256=hashes, text=text)
+        settings = dataclasses.asdict(Preprocess(**self.card.preprocess))  # all of them: other programs read the card, too
+        settings = {key: value for key, value in settings.items() if value is not None}
+        full = dataclasses.replace(self.card, files=self.roles, sha256=hashes, text=text, preprocess=settings)
         (self.folder / "card.md").write_text(card_text(full), "utf-8")
 
 

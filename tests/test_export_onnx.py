@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+from PIL import Image
 
 import ovseg
 from ovseg.errors import BackendError, InvalidArgumentError, OutputError, UnsupportedOperationError, WeightsError
@@ -378,3 +380,20 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, words: list[
     with pytest.raises(InvalidArgumentError, match=f"{words[0]} belongs to {belongs}"):
         export.run(parser.parse_args(["mini", str(tmp_path / "out"), *words]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_needs_only_what_the_card_says(tmp_path: Path) -> None:
+    """The example of docs/shipping.md, with numbers from the card: onnxruntime, numpy and pillow alone."""
+    folder = tmp_path / "mini"
+    export.export_onnx("mini", folder, fused=True)
+    words = ["sky", "tree", "temple", "lake"]
+    seg = ovseg.load(folder)
+    said = seg.card.preprocess
+    assert {"mean", "std", "multiple", "resample"} <= set(said)
+    image = Image.open(ROOT / "docs" / "images" / "china.jpg").convert("RGB").resize((672, 448))
+    assert not 672 % said["multiple"] and not 448 % said["multiple"]
+    pixels = (np.asarray(image, np.float32) / 255 - np.float32(said["mean"])) / np.float32(said["std"])
+    session = onnxruntime.InferenceSession(folder / "segmenter.onnx")
+    found = session.run(None, {"pixel_values": pixels.transpose(2, 0, 1)[None], "text_embeddings": seg.encode_text(words)})[0]
+    assert found.shape == (1, 448, 672) and found.dtype == np.int32
+    assert (found[0] == seg.segment(image, words, size=448).segmentation).mean() > 0.999

@@ -4,6 +4,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
 from ovseg import cores
 from ovseg.similarity import Grid, label_map
@@ -47,6 +48,21 @@ def test_an_error_comes_out_and_blas_gets_its_threads_back() -> None:
     else:
         raise AssertionError("no error")
     assert (functions and functions[0]()) == before
+    assert cores.threads_here() == min(cores.cores(), cores.MOST_THREADS)
+
+
+def test_after_an_error_nothing_new_is_begun() -> None:
+    done = []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ValueError
+        time.sleep(0.02)
+        done.append(number)
+
+    with pytest.raises(ValueError):
+        cores.in_threads(work, range(50))
+    assert len(done) < 10
 
 
 def test_a_label_map_is_the_same_with_one_thread_and_many() -> None:

@@ -131,7 +131,7 @@ class SlowTowers(RandomTowers):
 
     def encode_image(self, pixel_values: Floats) -> Floats:
         self.batches.append(len(pixel_values))
-        time.sleep(0.05)
+        time.sleep(0.5 if len(self.batches) <= 2 else 0.05)  # the trial picture and the first: all other threads come, however busy it is
         mixture = np.einsum("dc,bchw->bdhw", self._mix, pixel_values[:, :, ::4, ::4])
         return mixture / np.linalg.norm(mixture, axis=1, keepdims=True)
 
@@ -148,7 +148,7 @@ def test_a_folder_job_batches_images_of_one_shape(segmenter: ovseg.Segmenter, tm
         job = segment_folder(tmp_path / "photos", ["sky", "grass"], model=slow, workers=6, size=32, batch=batch)
         maps[batch] = {path.name: result.segmentation for path, result in job}
         sizes[batch] = towers.batches
-    assert set(sizes[1]) == {1} and 1 < max(sizes[4]) <= 4 and sum(sizes[4]) == 25  # and the trial picture; who waits when is chance
+    assert set(sizes[1]) == {1} and max(sizes[4]) == 4 and sum(sizes[4]) == 25  # and the trial picture
     assert list(maps[1]) == list(maps[4]) == sorted(maps[1])
     for name, expected in maps[1].items():
         np.testing.assert_array_equal(maps[4][name], expected)

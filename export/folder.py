@@ -148,8 +148,9 @@ class Task:
 
     def _write_files(self, files: Mapping[str, Path], random: bool) -> dict[str, Any]:
         """Write everything but the card; return what it must say."""
-        from ovseg.export.graph_files import DATA, GraphWriter, opset_of
+        from ovseg.export.graph_files import DATA, GraphWriter
         from ovseg.export.reference import compute
+        from ovseg.export.tensorrt_rules import opset_of, read_graph
 
         options: dict[str, Any] = {}
         writer = GraphWriter(self.folder, self.opset)
@@ -158,9 +159,9 @@ class Task:
         reference = compute(self.card, self.module, words, None if self.fixed is None else self.fixed[:2])
         has_text = "text" in files
         if has_text:
-            same = "image" in files and self.precision == "float32" and opset_of(files["image"]) == self.opset
+            same = "image" in files and self.precision == "float32" and opset_of(read_graph(files["image"])) == self.opset
             self._copy(files, "text", "tokenizer", *(("image", "weights") if same else ()))
-            if (text_opset := opset_of(files["text"])) != self.opset:
+            if (text_opset := opset_of(read_graph(files["text"]))) != self.opset:
                 self.facts["text_opset"] = text_opset
         elif not needs_stand_in(self.card, files, random):
             options["tokenizer"] = self._write_tokenizer(files)

@@ -25,13 +25,6 @@ _SMALLEST = 1024  # bytes; smaller tensors stay in the graph, where shape infere
 _ALIGNMENT = 64
 
 
-def opset_of(path: Path) -> int:
-    """Return the version of the ONNX operators that a graph uses."""
-    import onnx
-
-    return next(int(entry.version) for entry in onnx.load(path, load_external_data=False).opset_import if entry.domain in ("", "ai.onnx"))
-
-
 class GraphWriter:
     """Exports torch modules to a folder. A tensor that several graphs have is stored once.
 

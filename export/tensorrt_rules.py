@@ -101,6 +101,11 @@ def read_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the ONNX operators that a graph uses; 0 if it does not say."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 def lint_graph(path: Path, covered: Callable[[str, int], bool] | None = None) -> list[Problem]:
     """List what TensorRT's parser will refuse in a graph.
 
@@ -130,7 +135,7 @@ class _Graph:
         self.model, self.path = model, path
         self.names: Mapping[int, str] = {value: key for key, value in onnx.TensorProto.DataType.items()}
         self.functions = {(function.domain, function.name) for function in model.functions}
-        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self.opset = opset_of(model)
         self.nodes = list(_walk(model.graph.node)) + [node for function in model.functions for node in _walk(function.node)]
         self.tensors = {tensor.name: tensor for graph in _graphs(model) for tensor in graph.initializer}
         self.constants = {node.output[0]: node for node in self.nodes if node.op_type == "Constant"}

@@ -193,15 +193,14 @@ def _measure_parts(plan: Plan, report: Report, show: Callable[[str], object]) ->
         ready = [Entry(model.give, model.dtype, model.random) for model in models]
         found = compare(ready, plan.image_size, counts, plan.repeats, limit=plan.limit, **plan.segment)
         found = [replace(result, model=model.name, load_seconds=model.seconds) for result, model in zip(found, models, strict=True)]
-        report.models.extend(found)
         for model in found:
             if model.skipped:
                 report.notes.append(f"{model.title}: {', '.join(f'{n:,}' for n in model.skipped)} labels would take over {plan.limit:g} s.")
         if "floor" in plan.parts:
             show("floor")
-            _measure_floor(plan, models, report)
-        if "labels" not in plan.parts:
-            report.models.clear()
+            _measure_floor(plan, models, found, report)
+        if "labels" in plan.parts:
+            report.models.extend(found)
     if "peers" in plan.parts:
         show("peers")
         _measure_peers(plan, models, report)
@@ -310,10 +309,10 @@ def _load_all(plan: Plan, notes: list[str]) -> list[_Model]:
     return list(found.values())
 
 
-def _measure_floor(plan: Plan, models: Sequence[_Model], report: Report) -> None:
+def _measure_floor(plan: Plan, models: Sequence[_Model], results: Sequence[BenchmarkResult], report: Report) -> None:
     machine = measure_machine(plan.threads)
     report.machine.update(asdict(machine))
-    for model, result in zip(models, report.models, strict=True):
+    for model, result in zip(models, results, strict=True):
         if "cpu" not in result.device or result.encode_seconds is None:
             report.notes.append(f"{result.title}: the floor is that of networks with features on the CPU.")
             continue

@@ -172,7 +172,7 @@ def evaluate_hints(
         raise InvalidArgumentError(f"clicker must be one of {', '.join(CLICKERS)}; got {clicker!r}.")
     score = _Score(len(dataset.labels), counts, dataset.ignore_index)
     alone = _Score(len(dataset.labels), counts, dataset.ignore_index)
-    whole = _Score(len(dataset.labels), counts, dataset.ignore_index)
+    whole = {n: ConfusionMatrix(len(dataset.labels)) for n in counts}
     chosen = [dataset.samples[i] for i in spread(len(dataset), limit)]
     seconds, answers = 0.0, 0
     for place, sample in enumerate(tqdm(chosen, dataset.name, unit="image", disable=not progress)):
@@ -203,17 +203,19 @@ def evaluate_hints(
             for n, (hints, predicted) in enumerate(_session(answer, truth, dataset, clicker, place, counts[-1])):
                 if n in counts:
                     where.add(n, truth, predicted, hints)
-                if n == 0 and where is score and clicker == "robot":
-                    for many, better in enumerate(_whole_regions(truth, predicted, dataset.ignore_index, counts[-1])):
-                        if many in counts:
-                            whole.add(many, truth, better, Hints())
+                if n == 0 and where is score:
+                    first = predicted
+        if clicker == "robot":
+            for n, better in enumerate(_whole_regions(truth, first, dataset.ignore_index, counts[-1])):
+                if n in counts:
+                    whole[n].update(truth, better, ignore_index=dataset.ignore_index, undecided_index=np.iinfo(np.uint16).max)
     return HintsResult(
         segmenter.name, dataset.name, len(chosen), clicker, counts,
         tuple(score.matrices[n].mean_iou for n in counts),
         tuple(score.matrices[n].pixel_accuracy for n in counts),
         tuple(score.elsewhere(n) for n in counts),
         tuple(alone.matrices[n].mean_iou if words and n else None for n in counts),
-        tuple(whole.matrices[n].mean_iou if clicker == "robot" else None for n in counts),
+        tuple(whole[n].mean_iou if clicker == "robot" else None for n in counts),
         seconds / max(1, answers),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ Fields are numbered as in onnx.proto of ONNX 1.16 (IR version 8).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ _TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}  # Tensor
 
 
 def write_graph(
-    nodes: Sequence[tuple[str, Sequence[str], str]],
+    nodes: Sequence[tuple[str, Sequence[str], Sequence[str]]],
     tensors: Mapping[str, NDArray[Any]],
     inputs: Mapping[str, tuple[DTypeLike, int]],
     outputs: Mapping[str, tuple[DTypeLike, int]],
@@ -25,7 +25,7 @@ def write_graph(
     """Write a graph of nodes without attributes.
 
     Args:
-        nodes: (operator, its inputs, its output), in the order in which they run.
+        nodes: (operator, its inputs, its outputs), in the order in which they run.
         tensors: Constants by their names.
         inputs: Inputs, their types and numbers of dimensions; sizes are left open.
         outputs: Likewise.
@@ -34,13 +34,17 @@ def write_graph(
         An ONNX model, for `onnxruntime.InferenceSession`.
     """
     graph = b"".join([
-        *(_field(1, b"".join([*(_field(1, name) for name in takes), _field(2, gives), _field(4, kind)])) for kind, takes, gives in nodes),
+        *(_field(1, b"".join([*_names(1, takes), *_names(2, gives), _field(4, kind)])) for kind, takes, gives in nodes),
         _field(2, "graph"),
         *(_field(5, _tensor(name, values)) for name, values in tensors.items()),
         *(_field(11, _value(name, *kind)) for name, kind in inputs.items()),
         *(_field(12, _value(name, *kind)) for name, kind in outputs.items()),
     ])  # fmt: skip
     return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET))
+
+
+def _names(number: int, names: Sequence[str]) -> Iterator[bytes]:
+    return (_field(number, name) for name in names)
 
 
 def _tensor(name: str, values: NDArray[Any]) -> bytes:

@@ -24,8 +24,7 @@ from ovseg.onnx_writer import write_graph
 
 FEWEST = 512
 """Names from which on it pays."""
-_LEVELS = 127  # of a number, up or down
-_ZERO = 128
+_TOGETHER = 256  # cells whose comparisons stay in the cache of a core
 _SLACK = 1.001  # for what the bounds themselves are rounded by
 
 Floats = NDArray[np.float32]
@@ -48,31 +47,27 @@ class Screen:
         self._off = float(np.linalg.norm(text - rounded * np.float32(self._step), axis=1).max())
         self._product = _integer_product(rounded.astype(np.int8))
 
-    def names(self, features: Floats, columns: int) -> Indices:
+    def names(self, features: Floats, columns: int, norm: float) -> Indices:
         """Find the names that can be the best somewhere between some cells.
 
         Args:
             features: (D, rows * columns) float32.
             columns: Cells in a row.
+            norm: At least the L2 norm of the features of each cell.
 
         Returns:
             Indices of names, increasing; perhaps more than can win, never fewer.
         """
-        step = max(float(features.max()), -float(features.min())) / _LEVELS or 1.0
-        counts: NDArray[np.int32] = self._product.run(None, {"features": features, "step": np.array(step, np.float32)})[0]
-        length = float(np.sqrt(np.einsum("dc,dc->c", features, features).max()))
+        counts, step = self._product.run(None, {"features": features})
+        step = float(step)
         size = np.sqrt(len(features))
-        off = step / 2 * self._one_norm + (length + step / 2 * size) * self._off + size * length * self._norm * np.finfo(np.float32).eps
-        margin = np.int32(np.ceil(_SLACK * 2 * off / (step * self._step)))
-
-        best = counts.argmax(1)
-        corners = neighbours(len(best), columns)
-        means = [(sum(counts[corner, best[other]] for other in corners) // 4).reshape(-1, columns) for corner in corners]
-        needed = means[0]  # the least in the four cells that a corner belongs to
-        needed[:, 1:] = np.minimum(needed[:, 1:], means[1][:, :-1])
-        needed[1:] = np.minimum(needed[1:], means[2][:-1])
-        needed[1:, 1:] = np.minimum(needed[1:, 1:], means[3][:-1, :-1])
-        return np.flatnonzero((counts >= needed.reshape(-1, 1) - margin).any(0))
+        off = step / 2 * self._one_norm + (norm + step / 2 * size) * self._off + size * norm * self._norm * np.finfo(np.float32).eps
+        least = (_needed(counts, columns) - np.int32(np.ceil(_SLACK * 2 * off / (step * self._step))))[:, None]
+        able, reach = np.zeros(counts.shape[1], bool), np.empty((_TOGETHER, counts.shape[1]), bool)
+        for start in range(0, len(counts), _TOGETHER):
+            part = counts[start : start + _TOGETHER]
+            able |= np.greater_equal(part, least[start : start + _TOGETHER], out=reach[: len(part)]).any(0)
+        return np.flatnonzero(able)
 
 
 def neighbours(cells: int, columns: int) -> tuple[Indices, Indices, Indices, Indices]:
@@ -83,27 +78,37 @@ def neighbours(cells: int, columns: int) -> tuple[Indices, Indices, Indices, Ind
     return here, right, below, below + (right - here)
 
 
+def _needed(counts: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
+    """Find for each corner, (M,), the least mean of the best names of all corners in the cells of the grid that it belongs to."""
+    rows, flat = len(counts) // columns, counts.ravel()
+    start = (np.arange(len(counts)) * counts.shape[1]).reshape(rows, columns)
+    best = np.pad(counts.argmax(1).reshape(rows, columns), 1, mode="edge")
+    of = [[flat.take(start + best[y : y + rows, x : x + columns]) for x in range(3)] for y in range(3)]  # the names of those around it
+    fours = [of[y][x] + of[y][x + 1] + of[y + 1][x] + of[y + 1][x + 1] for y in range(2) for x in range(2)]
+    return np.asarray(np.minimum.reduce(fours).ravel() // 4)
+
+
 @cache
 def _text_levels() -> int:
     """Return how large the integers of embeddings may be: processors without VNNI saturate the sum of two products of 8 bits."""
     features, text = np.ones((64, 32), np.float32), np.full((32, 64), 127, np.int8)
-    products = _integer_product(text).run(None, {"features": features, "step": np.array(1 / 127, np.float32)})[0]
-    return 127 if (products == 64 * 127 * 127).all() else 63
+    products = _integer_product(text).run(None, {"features": features})[0]
+    return 127 if (products == 64 * 255 * 127).all() else 63
 
 
 def _integer_product(text: NDArray[np.int8]) -> Any:
-    """Make a session that maps `features` (D, M) float32 and their `step` to their (M, N) int32 products with (N, D) int8."""
+    """Make a session that maps `features` (D, M) float32 to the (M, N) int32 products of their levels with (N, D) int8, and their step."""
     import onnxruntime
 
     model = write_graph(
         [
-            ("QuantizeLinear", ["features", "step", "zero"], "levels"),
-            ("Transpose", ["levels"], "cells"),
-            ("MatMulInteger", ["cells", "text", "zero"], "products"),
+            ("DynamicQuantizeLinear", ["features"], ["levels", "step", "zero"]),  # 256 steps from the least to the greatest number
+            ("Transpose", ["levels"], ["cells"]),
+            ("MatMulInteger", ["cells", "text", "zero"], ["products"]),
         ],
-        {"zero": np.array(_ZERO, np.uint8), "text": np.ascontiguousarray(text.T)},
-        {"features": (np.float32, 2), "step": (np.float32, 0)},
-        {"products": (np.int32, 2)},
+        {"text": np.ascontiguousarray(text.T)},
+        {"features": (np.float32, 2)},
+        {"products": (np.int32, 2), "step": (np.float32, 0)},
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

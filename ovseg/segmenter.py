@@ -361,7 +361,7 @@ class Segmenter:
         if features is None:
             return None
         corners = self._card.stride if self._card.align_corners else None
-        return similarity.Grid(features.embedding, features.image_size, features.extent, corners)
+        return similarity.Grid(features.embedding, features.image_size, features.extent, corners, features.norm)
 
     def _refined(self, scores: NDArray[np.float32], answer: Answer, method: str) -> NDArray[np.float32]:
         """Draw scores to the edges of their image."""

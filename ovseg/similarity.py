@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.cores import in_threads, threads_here
+from ovseg.features import largest_norm
 from ovseg.screen import FEWEST, Screen, neighbours
 
 DEFAULT_BUDGET = 256 << 20
@@ -90,12 +91,14 @@ class Grid:
         image_size: (H, W) of the image [px].
         extent: How many cells (down, across) the image covers; fewer than (h, w) where the input was padded.
         corner_stride: Input pixels per cell where corners are aligned; None for half-pixel centres.
+        norm: At least the L2 norm of each cell; None where it is not known.
     """
 
     embedding: Floats
     image_size: tuple[int, int]
     extent: tuple[float, float]
     corner_stride: int | None = None
+    norm: float | None = None
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
@@ -142,7 +145,7 @@ def with_bias(grid: Grid, text: Floats, scale: float, bias: Floats, activation: 
     if activation == "none":
         return grid, text * np.exp(bias)[:, None]
     one = np.ones((1, *grid.embedding.shape[1:]), np.float32)
-    wider = replace(grid, embedding=np.concatenate([grid.embedding, one]))
+    wider = replace(grid, embedding=np.concatenate([grid.embedding, one]), norm=None)
     return wider, np.concatenate([text, (bias / np.float32(scale))[:, None]], axis=1, dtype=np.float32)
 
 
@@ -203,11 +206,13 @@ def label_map(
         (H, W) indices of labels, of the smallest unsigned type that holds the number of labels.
     """
     label: Labels = owner.astype(np.min_scalar_type(int(owner[-1]) + 1))
-    screen: Screen | None = None
+    screen, norm = None, 0.0
     if text is not None:
         again = FEWEST <= len(text) <= MOST_REMEMBERED
         names = _names_of(text.tobytes(), text.shape[1], scale) if again else _Names.of(text, scale)
         text, label, screen = names.text, label[names.kept], names.screen
+    if screen is not None:
+        norm = largest_norm(grid.embedding) if grid.norm is None else grid.norm
     if len(label) == 1:
         return np.full(grid.image_size, label[0])
     best = np.empty(grid.image_size, label.dtype)
@@ -216,7 +221,9 @@ def label_map(
     third = budget // 3 // threads  # for logits, for pixels, for the candidates of pixels
     cells = third // (16 * len(label) + 4 * len(grid.embedding))
     wide = max(2, min(grid.embedding.shape[2], cells // 2))
-    high = max(2, min(cells // wide, -(-grid.embedding.shape[1] // threads) + 1))
+    steps = int(rows.high[-1]) or 1  # from row to row of the grid
+    turns = -(-steps // max(1, cells // wide - 1) // threads)
+    high = -(-steps // (turns * threads)) + 1  # all threads are done at the same time
     pixels = third // 64
 
     def fill(part: tuple[tuple[slice, slice, Axis], tuple[slice, slice, Axis]]) -> None:
@@ -228,7 +235,7 @@ def label_map(
         elif screen is None:
             logits = flat.T @ text.T
         else:
-            able = screen.names(flat, w)
+            able = screen.names(flat, w, norm)
             logits, own = flat.T @ text[able].T, label[able]
         best[down, across] = _best_labels(logits, w, own, y, x, third)
 

@@ -69,7 +69,7 @@ class Answer:
     image: NDArray[np.uint8] | None
 
 
-def _check_finite(values: Floats, model: str) -> None:
+def _check_finite(values: Floats | float, model: str) -> None:
     """Refuse what would quietly become the first label everywhere."""
     if not np.isfinite(values).all():
         raise BackendError(
@@ -113,8 +113,8 @@ class _Looker:
     def _extent(self, fitted: tuple[int, int]) -> tuple[float, float]:
         return fitted[0] / self.card.stride, fitted[1] / self.card.stride
 
-    def _grid(self, features: Floats, image_size: tuple[int, int], extent: tuple[float, float]) -> Grid:
-        return Grid(features, image_size, extent, self.card.stride if self.card.align_corners else None)
+    def _grid(self, embedding: Floats, image_size: tuple[int, int], extent: tuple[float, float], norm: float | None = None) -> Grid:
+        return Grid(embedding, image_size, extent, self.card.stride if self.card.align_corners else None, norm)
 
 
 class TwoTowers(_Looker):
@@ -162,7 +162,7 @@ class TwoTowers(_Looker):
         if window == "multiscale":
             return self._multiscale(image, names, size)
         features = self.features(image, size, window)
-        grid = self._grid(features.embedding, features.image_size, features.extent)
+        grid = self._grid(features.embedding, features.image_size, features.extent, features.norm)
         if self._runtime.refine_logits is None:
             return Answer(grid, names, self.card.logit_scale, features.image)
         grid = self._grid(self._logits(grid, names), features.image_size, features.extent)
@@ -313,8 +313,9 @@ class TwoTowers(_Looker):
                 f"{self.card.name!r} gives features of shape {embedding.shape} where its card promises {(self.card.embed_dim, *cells)}: "
                 "the card and the weights do not belong together."
             )
-        _check_finite(embedding, self.card.name)
-        return ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.identity, pixels)
+        features = ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.identity, pixels)
+        _check_finite(features.norm, self.card.name)
+        return features
 
     def _windows(self) -> tuple[int, int]:
         multiple = self._preprocess.multiple

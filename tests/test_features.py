@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ovseg.features import ImageFeatures
+from ovseg.features import ImageFeatures, largest_norm
 
 
 def make() -> ImageFeatures:
@@ -46,3 +46,13 @@ def test_features_can_be_copied_and_pickled() -> None:
     for other in (copy.copy(features), copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
         np.testing.assert_array_equal(other.embedding, features.embedding)
         assert (other.image_size, other.extent, other.model) == ((12, 16), (3, 4), "mini")
+
+
+@pytest.mark.parametrize(("value", "norm"), [(3, 5), (np.nan, np.nan), (-np.inf, np.inf), (1e30, np.inf)])
+def test_the_longest_cell_is_known(value: float, norm: float) -> None:
+    embedding = np.zeros((2, 3, 4), np.float32)
+    embedding[:, 1, 2] = value, 4
+    embedding[0, 2, 0] = 2
+    features = ImageFeatures(embedding, (12, 16), (3, 4), "mini")
+    np.testing.assert_equal(features.norm, norm)
+    np.testing.assert_equal(largest_norm(np.zeros((2, 0, 4), np.float32)), 0)

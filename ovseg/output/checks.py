@@ -55,6 +55,8 @@ def check_segmentation(segmentation: LabelMap, num_labels: int, ignore_index: in
             f"ignore_index must be {np.iinfo(dtype).max} for {dtype.__name__}; "
             f"got {ignore_index!r}."
         )
+    if segmentation.max() < num_labels:
+        return
     counts = count_pixels(segmentation, ignore_index)
     if counts[num_labels:].any():
         value = num_labels + int(counts[num_labels:].argmax())

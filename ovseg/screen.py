@@ -24,7 +24,6 @@ from ovseg.onnx_writer import write_graph
 
 FEWEST = 512
 """Names from which on it pays."""
-_TOGETHER = 256  # cells whose comparisons stay in the cache of a core
 _SLACK = 1.001  # for what the bounds themselves are rounded by
 
 Floats = NDArray[np.float32]
@@ -62,12 +61,8 @@ class Screen:
         step = float(step)
         size = np.sqrt(len(features))
         off = step / 2 * self._one_norm + (norm + step / 2 * size) * self._off + size * norm * self._norm * np.finfo(np.float32).eps
-        least = (_needed(counts, columns) - np.int32(np.ceil(_SLACK * 2 * off / (step * self._step))))[:, None]
-        able, reach = np.zeros(counts.shape[1], bool), np.empty((_TOGETHER, counts.shape[1]), bool)
-        for start in range(0, len(counts), _TOGETHER):
-            part = counts[start : start + _TOGETHER]
-            able |= np.greater_equal(part, least[start : start + _TOGETHER], out=reach[: len(part)]).any(0)
-        return np.flatnonzero(able)
+        least = _needed(counts, columns) - np.int32(np.ceil(_SLACK * 2 * off / (step * self._step)))
+        return np.flatnonzero((counts >= least[:, None]).any(0))
 
 
 def neighbours(cells: int, columns: int) -> tuple[Indices, Indices, Indices, Indices]:

@@ -129,6 +129,11 @@ class Question:
         return self.members is None and self.rules.plain
 
     @property
+    def direct(self) -> bool:
+        """Whether the label map of the words is all it takes."""
+        return self.plain and not self.exclusive
+
+    @property
     def rows(self) -> int:
         """R: labels and background words."""
         return int(self.owner[-1]) + 1

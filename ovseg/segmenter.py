@@ -245,6 +245,11 @@ class Segmenter:
             return self._segment_one(image, question, words, replace(asked, hints=one_hints(hints)))
 
     def _segment_one(self, image: Images, question: Question, words: Any, asked: _Asked) -> Segmentation:
+        if question.direct and not asked.more and asked.tags is None and asked.hints is None:
+            found = self._model.label_map_of(image, words, question.owner, asked.size, asked.window)
+            if found is not None:
+                best, pixels = found
+                return self._result(decide.from_map(best, question.rules), question, pixels)
         if asked.hints is not None and not self._card.conditional and asked.window != "multiscale":
             image = self._model.features(image, asked.size, asked.window)  # the solve compares them, whatever becomes of the logits
             asked = replace(asked, size=None, window=None)
@@ -256,9 +261,11 @@ class Segmenter:
             answer = self._biased(answer, question, self._tag_prior(answer, question, words, asked.tags, asked.seeds))
         if question.exclusive:
             answer = self._biased(answer, question, question.exclusion(self._row_strips(answer, question)))
-        decision = self._decide(answer, question, asked)
+        return self._result(self._decide(answer, question, asked), question, answer.image)
+
+    def _result(self, decision: decide.Decision, question: Question, image: NDArray[np.uint8] | None) -> Segmentation:
         return Segmentation(
-            decision.segmentation, question.labels, decision.ignore_index, decision.scores, answer.image, self.name,
+            decision.segmentation, question.labels, decision.ignore_index, decision.scores, image, self.name,
             confidence=decision.confidence, entropy=decision.entropy, colors=question.colors,
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.runtime.base import ConditionalRuntime, OnDevice, Runtime
 from ovseg.runtime.batching import DynamicBatching
-from ovseg.similarity import Grid, label_map, name_logits, upsampled
+from ovseg.similarity import Grid, Indices, Labels, label_map, name_logits, upsampled
 from ovseg.text import TextTower, Tokenize, progress
 from ovseg.text_cache import TextCache
 from ovseg.tiling import encode_windows
@@ -106,9 +106,15 @@ class _Looker:
         rows, columns = (max(1, round(cells)) for cells in answer.grid.extent)
         return replace(answer, grid=replace(answer.grid, image_size=(rows, columns)))
 
-    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, answer: Answer, owner: Indices) -> Labels:
         """Find the best label of every pixel."""
         return label_map(answer.grid, answer.names, owner, answer.scale)
+
+    def label_map_of(
+        self, image: ImageInput | ImageFeatures, names: Any, owner: Indices, size: int | str | None, window: str | None
+    ) -> tuple[Labels, NDArray[np.uint8]] | None:
+        """Find the best label of every pixel of an image without fetching its features, and its pixels; None where that is not possible."""
+        return None
 
     def _extent(self, fitted: tuple[int, int]) -> tuple[float, float]:
         return fitted[0] / self.card.stride, fitted[1] / self.card.stride
@@ -131,6 +137,8 @@ class TwoTowers(_Looker):
         super().__init__(card)
         self._runtime = runtime
         self._encode_image: Callable[[Floats], Floats] = runtime.encode_image
+        self._gpu = runtime if runtime.name == "torch:cuda" and isinstance(runtime, OnDevice) else None
+        self._encode_on_gpu: Callable[[Floats], Any] | None = None if self._gpu is None else self._gpu.encode_on_device
         self._text = TextTower(tokenize, runtime.encode_text, store=texts)
 
     def batched(self, limit: int | None) -> TwoTowers:
@@ -140,6 +148,8 @@ class TwoTowers(_Looker):
             return self
         shared = copy(self)
         shared._encode_image = DynamicBatching(self._runtime.encode_image, limit)
+        if self._gpu is not None:
+            shared._encode_on_gpu = DynamicBatching(self._gpu.encode_on_device, limit)
         return shared
 
     @property
@@ -174,11 +184,28 @@ class TwoTowers(_Looker):
             answer = self.answer(self.coarse(answer.image), names, None, None)
         return super().glance(answer, names)
 
-    def label_map(self, answer: Answer, owner: NDArray[np.intp]) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, answer: Answer, owner: Indices) -> Labels:
         """Find the best label of every pixel; on the GPU where the features come from there."""
-        if isinstance(self._runtime, OnDevice) and self._runtime.name == "torch:cuda":
-            return self._runtime.label_map(answer.grid, answer.names, owner, answer.scale)
-        return super().label_map(answer, owner)
+        if self._gpu is None:
+            return super().label_map(answer, owner)
+        return self._gpu.label_map(answer.grid.embedding, answer.grid.axes, answer.names, owner, answer.scale)
+
+    def label_map_of(
+        self, image: ImageInput | ImageFeatures, names: Floats, owner: Indices, size: int | str | None, window: str | None
+    ) -> tuple[Labels, NDArray[np.uint8]] | None:
+        """Do so on a GPU, where nothing but the label map leaves it then, if the image is seen whole and the logits are final."""
+        if self._gpu is None or self._encode_on_gpu is None or self._runtime.refine_logits is not None:
+            return None
+        if isinstance(image, ImageFeatures) or window == "multiscale" or self._slides(window):
+            return None
+        pixels = self._pixels(image)
+        fitted = self._preprocess.input_size(pixels.shape[:2], size)
+        self._check_size(fitted, False)
+        features = self._encode_on_gpu(self._preprocess.pixel_values(pixels, fitted))[0]
+        self._check_shape(tuple(features.shape), fitted)
+        _check_finite(float(features.sum()), self.card.name)
+        grid = self._grid(features, pixels.shape[:2], self._extent(fitted))
+        return self._gpu.label_map(features, grid.axes, names, owner, self.card.logit_scale), pixels
 
     def _logits(self, grid: Grid, names: Floats) -> Floats:
         """Compute the final logits of all names on the whole grid: (N, h, w) float32."""
@@ -241,10 +268,7 @@ class TwoTowers(_Looker):
             size: See `Segmenter.segment`.
             window: See `Segmenter.segment`.
         """
-        if window not in WINDOWS:
-            raise InvalidArgumentError(
-                f"window must be None, 'whole' or 'sliding', or for segment() 'multiscale'; got {window!r}."
-            )
+        sliding = self._slides(window)
         if isinstance(image, ImageFeatures):
             self._check_own(image)
             if size is not None or window is not None:
@@ -252,7 +276,15 @@ class TwoTowers(_Looker):
             return image
         pixels = self._pixels(image)
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
-        return self._encode(pixels, fitted, window == "sliding" or (window is None and bool(self.card.window)))
+        return self._encode(pixels, fitted, sliding)
+
+    def _slides(self, window: str | None) -> bool:
+        """Whether an image is seen through sliding windows."""
+        if window not in WINDOWS:
+            raise InvalidArgumentError(
+                f"window must be None, 'whole' or 'sliding', or for segment() 'multiscale'; got {window!r}."
+            )
+        return window == "sliding" or (window is None and bool(self.card.window))
 
     @property
     def _batch(self) -> int:
@@ -307,15 +339,18 @@ class TwoTowers(_Looker):
 
     def _checked(self, embedding: Floats, pixels: NDArray[np.uint8], fitted: tuple[int, int]) -> ImageFeatures:
         """Make (D, h, w) float32 that the network gave for an image into its features, if they are what the card promises."""
-        cells = self._cells(fitted)
-        if embedding.shape != (self.card.embed_dim, *cells):
-            raise WeightsError(
-                f"{self.card.name!r} gives features of shape {embedding.shape} where its card promises {(self.card.embed_dim, *cells)}: "
-                "the card and the weights do not belong together."
-            )
+        self._check_shape(embedding.shape, fitted)
         features = ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.identity, pixels)
         _check_finite(features.norm, self.card.name)
         return features
+
+    def _check_shape(self, shape: tuple[int, ...], fitted: tuple[int, int]) -> None:
+        promised = (self.card.embed_dim, *self._cells(fitted))
+        if shape != promised:
+            raise WeightsError(
+                f"{self.card.name!r} gives features of shape {shape} where its card promises {promised}: "
+                "the card and the weights do not belong together."
+            )
 
     def _windows(self) -> tuple[int, int]:
         multiple = self._preprocess.multiple

@@ -83,8 +83,8 @@ def test_features_may_stay_on_the_device() -> None:
     np.testing.assert_array_equal(on_device.numpy(), host)
     grid = Grid(host[0], (16, 24), (4.0, 6.0))
     expected = label_map(grid, text, np.arange(9), 3.0)
-    np.testing.assert_array_equal(runtime.label_map(grid, text, np.arange(9), 3.0), expected)
-    np.testing.assert_array_equal(runtime.label_map(grid, text, np.arange(9), 3.0, features=on_device[0]), expected)
+    for features in (grid.embedding, on_device[0]):
+        np.testing.assert_array_equal(runtime.label_map(features, grid.axes, text, np.arange(9), 3.0), expected)
 
 
 @pytest.mark.parametrize("compile", [False, True])

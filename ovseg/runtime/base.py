@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.similarity import Grid
+from ovseg.similarity import Axis, Indices, Labels
 
 Floats = NDArray[np.float32]
 
@@ -59,13 +59,25 @@ class ConditionalRuntime(Protocol):
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """A runtime that can turn features into a label map where they are, so that only a byte or two for each pixel come back."""
+    """A runtime that can leave features on its device and make a label map of them there: only a byte or two a pixel come back."""
 
     @property
     def name(self) -> str:
         """Which runtime and device."""
         ...
 
-    def label_map(self, grid: Grid, text: Floats, owner: NDArray[np.intp], scale: float) -> NDArray[np.unsignedinteger[Any]]:
-        """Do what `similarity.label_map` does."""
+    def encode_on_device(self, pixel_values: Floats) -> Any:
+        """Map (B, 3, H, W) pixel values to (B, D, h, w) features, L2-normalised over D, that stay on the device."""
+        ...
+
+    def label_map(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
+        """Do what `similarity.label_map` does.
+
+        Args:
+            features: (D, h, w), on the device or an array.
+            axes: Where the rows and columns of pixels lie on the grid.
+            text: (N, D) float32 embeddings of all names, L2-normalised.
+            owner: (N,) the label that each name belongs to, not decreasing.
+            scale: Multiplier of the cosine.
+        """
         ...

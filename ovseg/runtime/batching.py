@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Run = Callable[[Floats], Floats]
+Run = Callable[[Floats], Any]
 
 
 class DynamicBatching:
@@ -19,7 +20,7 @@ class DynamicBatching:
     that comes alone runs alone, so that one thread gets the answers it would get without.
 
     Args:
-        run: Maps a batch of (B, ...) values to (B, ...) values. It is called by one thread at a time.
+        run: Maps a batch of (B, ...) values to (B, ...) values, an array or a tensor. It is called by one thread at a time.
         limit: Values in a batch at most; a call with more runs alone.
     """
 
@@ -29,7 +30,7 @@ class DynamicBatching:
         self._waiting: list[_Call] = []
         self._busy = False
 
-    def __call__(self, values: Floats) -> Floats:
+    def __call__(self, values: Floats) -> Any:
         """Do what `run` does; an error that it raises for these values comes out here, and in no other call."""
         call = _Call(values)
         with self._changed:
@@ -74,9 +75,11 @@ class DynamicBatching:
             except Exception:  # too much for the device, or one of them is at fault: each alone
                 pass
             else:
-                ends = np.cumsum([len(call.values) for call in batch])
-                for call, part in zip(batch, np.split(values, ends[:-1]), strict=True):
-                    call.answer = part.copy()  # a view would keep the whole batch
+                start = 0
+                for call in batch:
+                    part = values[start : start + len(call.values)]
+                    call.answer = part.copy() if isinstance(part, np.ndarray) else part.clone()  # a view would keep the whole batch
+                    start += len(call.values)
                 return
         for call in batch:
             try:
@@ -90,14 +93,14 @@ class _Call:
 
     def __init__(self, values: Floats) -> None:
         self.values = values
-        self.answer: Floats | None = None
+        self.answer: Any = None
         self.error: Exception | None = None
 
     @property
     def done(self) -> bool:
         return self.answer is not None or self.error is not None
 
-    def result(self) -> Floats:
+    def result(self) -> Any:
         if self.error is not None:
             raise self.error
         if self.answer is None:

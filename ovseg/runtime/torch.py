@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError
 from ovseg.runtime.base import Floats, Runtime
 from ovseg.runtime.replay import Replay
-from ovseg.similarity import DEFAULT_BUDGET, Axis, Grid, Indices, Labels, first_equal
+from ovseg.similarity import DEFAULT_BUDGET, Axis, Indices, Labels, first_equal
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -149,24 +149,11 @@ class TorchRuntime(_Placed):
         """Map (B, 3, H, W) pixel values to a (B, D, h, w) float32 tensor of features, L2-normalised over D, that stays on the device."""
         return self._run("image tower", lambda: self._forward(self._pixels(pixel_values)).float())
 
-    def label_map(
-        self, grid: Grid, text: Floats, owner: Indices, scale: float, budget: int = DEFAULT_BUDGET, features: Any = None
-    ) -> Labels:
-        """Find the best label of every pixel on the device; see `device_label_map`.
-
-        Args:
-            grid: The features and the pixels they stand for.
-            text: See `similarity.label_map`.
-            owner: See `similarity.label_map`.
-            scale: See `similarity.label_map`.
-            budget: Bytes of working memory on the device.
-            features: (D, h, w) tensor on the device, used in place of `grid.embedding`; None to copy that to the device.
-        """
-        import torch
-
-        if features is None:
-            features = torch.from_numpy(np.ascontiguousarray(grid.embedding)).to(self._device)
-        labels: Labels = self._run("label map", lambda: device_label_map(features, grid.axes, text, owner, scale, budget))
+    def label_map(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
+        """Find the best label of every pixel on the device; see `device_label_map`. Features that are an array are copied there."""
+        if isinstance(features, np.ndarray):
+            features = self._tensor(np.ascontiguousarray(features))
+        labels: Labels = self._run("label map", lambda: device_label_map(features, axes, text, owner, scale))
         return labels
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Floats:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import ovseg
 from ovseg.cli import main
 from ovseg.errors import InvalidArgumentError, OutputError
 from ovseg.evaluation import benchmark_command, floor, probe
-from ovseg.evaluation.benchmark import Entry, Spread, benchmark, compare, interleave, peak_megabytes, picture, words
+from ovseg.evaluation.benchmark import BenchmarkResult, Entry, Spread, benchmark, compare, interleave, peak_megabytes, picture, words
 from ovseg.evaluation.benchmark_command import declare, plan_of, run
 from ovseg.registry import find_card
 
@@ -143,6 +144,27 @@ def test_work_counts_the_operations_of_the_network() -> None:
     assert floor.network_input(clip, (768, 1024)) == ((224, 224), 6)
     machine = floor.Machine(work.flops / 2, work.bytes, "x")
     assert work.floor_seconds(machine) == 2
+    eight = floor.measure_work(card, (480, 640), 64, batch=8, dtype="float16")
+    assert eight.flops == 8 * work.flops
+    assert work.bytes / 2 < eight.bytes < 8 * work.bytes / 2  # half the precision; the weights are read once
+    assert floor.measure_work(clip, (768, 1024), batch=6).flops == pytest.approx(floor.measure_work(clip, (768, 1024)).flops, rel=1e-2)
+
+
+def test_the_floor_of_a_gpu_is_measured_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_command, "_GPU_REPEATS", 2)
+    monkeypatch.setattr(benchmark_command, "measure_device", lambda device, dtype: floor.measure_device(device, dtype, 64))
+    plan = plan_of(options_of("--backend", "torch", "--device", "cpu", "--image-size", "96x64", "--size", "64"))
+    (model,) = benchmark_command._load_all(plan, [])
+    result = BenchmarkResult("mini", "torch:cuda", (64, 96), 1, 1, Spread(1, 1, 1, 1), {}, {}, {}, None)
+    report = benchmark_command.Report({})
+    benchmark_command._measure_floor(plan, [model], [result], report)
+    one, eight = report.floor
+    assert eight["flops"] == 8 * one["flops"] and one["model"].endswith("1 at once") and eight["model"].endswith("8 at once")
+    assert 0 < one["share"] < 1 and 0 < one["encode_seconds"] < eight["encode_seconds"]
+    assert "TFLOP/s" in report.notes[0] and not report.machine
+    elsewhere = replace(result, device="tensorrt:cuda")
+    benchmark_command._measure_floor(plan, [model], [elsewhere], report)
+    assert len(report.floor) == 2 and "with torch on a GPU" in report.notes[1]
 
 
 def options_of(*arguments: str) -> argparse.Namespace:

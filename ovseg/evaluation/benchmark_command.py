@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ovseg.cores import cores
 from ovseg.errors import InvalidArgumentError, OvsegError
 from ovseg.evaluation.benchmark import BenchmarkResult, Entry, Spread, compare, interleave, picture, seconds_of, words
-from ovseg.evaluation.floor import measure_machine, measure_work
+from ovseg.evaluation.floor import Machine, Work, measure_device, measure_machine, measure_work, network_input, time_network
 from ovseg.evaluation.peers import PEERS, Peer
 from ovseg.evaluation.probe import measure
 from ovseg.hub import parse_source
@@ -40,6 +40,9 @@ PARTS = {
     "floor": "against what the machine allows",
 }
 """What is measured; --only chooses."""
+_BATCHES = (1, 8)
+"""Inputs that a GPU gets at once."""
+_GPU_REPEATS = 20
 _PACKAGES = ("ovseg", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "open_clip_torch", "timm")
 
 
@@ -119,7 +122,7 @@ class Report:
             sections.append(f"## Peers, in turns with ours\n\n{_table(head, map(_peer_row, self.peers))}\n\n{ways}")
         if self.floor:
             head = ["model", "GFLOP", "MB moved", "least time", "features took", "share of the possible"]
-            title = "## The machine's floor in float32 (less precision may be quicker), image network only"
+            title = "## The machine's floor (a CPU's in float32: less precision may be quicker), image network only"
             sections.append(f"{title}\n\n{_table(head, map(_floor_row, self.floor))}")
         if self.notes:
             sections.append("\n".join(f"- {note}" for note in self.notes))
@@ -310,20 +313,42 @@ def _load_all(plan: Plan, notes: list[str]) -> list[_Model]:
 
 
 def _measure_floor(plan: Plan, models: Sequence[_Model], results: Sequence[BenchmarkResult], report: Report) -> None:
-    machine = measure_machine(plan.threads)
-    report.machine.update(asdict(machine))
+    if any("cpu" in result.device for result in results):
+        report.machine.update(asdict(measure_machine(plan.threads)))
     for model, result in zip(models, results, strict=True):
-        if "cpu" not in result.device or result.encode_seconds is None:
-            report.notes.append(f"{result.title}: the floor is that of networks with features on the CPU.")
-            continue
         try:
-            work = measure_work(_network_of(model.segmenter.card), plan.image_size, plan.segment.get("size"), plan.segment.get("window"))
+            if result.encode_seconds is None or not ("cpu" in result.device or result.device == "torch:cuda"):
+                report.notes.append(f"{result.title}: the floor is that of networks with features, on the CPU or with torch on a GPU.")
+            elif "cpu" in result.device:
+                _measure_floor_of_cpu(plan, model, result, result.encode_seconds.median, report)
+            else:
+                _measure_floor_of_gpu(plan, model, result, report)
         except (OvsegError, RuntimeError) as error:
-            report.notes.append(f"{result.title}: its operations cannot be counted: {error}")
-            continue
-        least, took = work.floor_seconds(machine), result.encode_seconds.median
-        row = {**asdict(work), "floor_seconds": least, "encode_seconds": took, "share": least / took}
-        report.floor.append({"model": result.title, **row})
+            report.notes.append(f"{result.title}: its floor was not measured: {error}")
+
+
+def _measure_floor_of_cpu(plan: Plan, model: _Model, result: BenchmarkResult, took: float, report: Report) -> None:
+    work = measure_work(_network_of(model.segmenter.card), plan.image_size, plan.segment.get("size"), plan.segment.get("window"))
+    machine = Machine(*(report.machine[key] for key in ("flops_per_second", "bytes_per_second", "library")))
+    report.floor.append(_floor_of(result.title, work, machine, took))
+
+
+def _measure_floor_of_gpu(plan: Plan, model: _Model, result: BenchmarkResult, report: Report) -> None:
+    """Measure the network alone, for one input and for several at once."""
+    card, device = _network_of(model.segmenter.card), model.options.get("device") or "cuda"
+    sizes = plan.image_size, plan.segment.get("size"), plan.segment.get("window")
+    machine, shape = measure_device(device, model.dtype), network_input(card, *sizes)[0]
+    for batch in _BATCHES:
+        work = measure_work(card, *sizes, batch=batch, dtype=model.dtype)
+        took = time_network(card, device, model.dtype, bool(model.options.get("compile")), (batch, *shape), _GPU_REPEATS).median
+        report.floor.append({**_floor_of(f"{result.title}, {batch} at once", work, machine, took), **asdict(machine)})
+    rates = f"matrix products at {machine.flops_per_second / 1e12:.0f} TFLOP/s, memory at {machine.bytes_per_second / 1e9:,.0f} GB/s"
+    report.notes.append(f"{result.title}: its floor is that of {rates}.")
+
+
+def _floor_of(title: str, work: Work, machine: Machine, took: float) -> dict[str, Any]:
+    least = work.floor_seconds(machine)
+    return {"model": title, **asdict(work), "floor_seconds": least, "encode_seconds": took, "share": least / took}
 
 
 def _network_of(card: ModelCard) -> ModelCard:

@@ -11,19 +11,24 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ovseg.errors import MissingDependencyError
-from ovseg.evaluation.benchmark import seconds_of
+from ovseg.evaluation.benchmark import Spread, seconds_of
 from ovseg.loading import MODULES
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.tiling import windows
 
 _SIDE = 1536
+_DEVICE_SIDE = 8192
+"""Side of the matrices that a GPU multiplies: a product takes it a millisecond, far longer than starting it."""
+_WARM = 3
+"""Runs of a network that do not count: torch.compile makes its kernels in the first, CUDA graphs are recorded in the second."""
 _GEMM = f"""
 import time, numpy
 a, took = numpy.ones(({_SIDE}, {_SIDE}), "f"), []
@@ -41,7 +46,7 @@ class Work:
 
     Attributes:
         flops: Operations of matrix products, convolutions and attention; a multiplication and an addition are two.
-        bytes: What these operations read and write, weights included, in float32. Everything else could be fused into them.
+        bytes: What these operations read and write, weights included. Everything else could be fused into them.
     """
 
     flops: float
@@ -54,10 +59,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine can do with the threads it is given.
+    """What a CPU can do with the threads it is given, or a GPU.
 
     Attributes:
-        flops_per_second: Operations of a large float32 matrix product or convolution, the best of the libraries at hand.
+        flops_per_second: Operations of a large matrix product or convolution, the best of the libraries at hand.
         bytes_per_second: Bytes read and written while a large array is copied.
         library: Which library was best.
     """
@@ -103,7 +108,71 @@ def _torch_rates(flops: int) -> dict[str, float]:
     return {"torch": flops / product, "torch, convolution": flops / convolution}
 
 
-def measure_work(card: ModelCard, image_size: tuple[int, int], size: int | str | None = None, window: str | None = None) -> Work:
+def measure_device(device: str, dtype: str, side: int = _DEVICE_SIDE) -> Machine:
+    """Measure the rate of matrix products and the memory bandwidth of a GPU, with torch.
+
+    Args:
+        device: A torch device.
+        dtype: "float32", "float16" or "bfloat16".
+        side: Side of the matrices; the array that is copied has four times as many numbers.
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    a, target = torch.ones(side, side, device=device, dtype=kind), torch.empty(4, side, side, device=device, dtype=kind)
+    source = torch.ones_like(target)
+    wait = _waiter(device)
+
+    def seconds(action: Callable[[], object]) -> float:
+        def whole() -> None:
+            action()
+            wait()
+
+        return min(seconds_of(whole) for _ in range(6))
+
+    with torch.inference_mode():
+        product, copy = seconds(lambda: a @ a), seconds(lambda: target.copy_(source))
+    return Machine(2 * side**3 / product, 2 * source.nbytes / copy, f"torch, {dtype}")
+
+
+def time_network(card: ModelCard, device: str, dtype: str, compile: bool, shape: tuple[int, int, int], repeats: int) -> Spread:
+    """Time a model's image network on a device, from pixels in the memory of the host to features in that of the device.
+
+    Args:
+        card: The model's card. The weights are random.
+        device: A torch device.
+        dtype: "float32", "float16" or "bfloat16".
+        compile: See `ovseg.load`.
+        shape: How many inputs at once, and their (height, width) [px].
+        repeats: How often it is measured, after runs that do not count.
+    """
+    from ovseg.runtime.torch import TorchRuntime
+
+    network = importlib.import_module(f"ovseg.models.{MODULES[card.family]}")
+    runtime = TorchRuntime(lambda: network.build(card.options, None), device=device, dtype=dtype, compile=compile)
+    count, height, width = shape
+    values, wait = np.random.default_rng(0).standard_normal((count, 3, height, width)).astype(np.float32), _waiter(device)
+
+    def whole() -> None:
+        runtime.encode_on_device(values)
+        wait()
+
+    for _ in range(_WARM):
+        whole()
+    return Spread.of([seconds_of(whole) for _ in range(repeats)])
+
+
+def _waiter(device: str) -> Callable[[], object]:
+    """Return what waits until a device has done all that it was told."""
+    import torch
+
+    return torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+
+def measure_work(
+    card: ModelCard, image_size: tuple[int, int], size: int | str | None = None, window: str | None = None, *,
+    batch: int | None = None, dtype: str = "float32",
+) -> Work:  # fmt: skip
     """Count the operations and bytes of a model's image network, without running it.
 
     Args:
@@ -111,6 +180,8 @@ def measure_work(card: ModelCard, image_size: tuple[int, int], size: int | str |
         image_size: (height, width) of the image [px].
         size: See `Segmenter.segment`.
         window: See `Segmenter.segment`.
+        batch: How many inputs of the network at once to count; None for all windows of one image, one after the other.
+        dtype: Precision of the network.
 
     Raises:
         MissingDependencyError: torch is not installed.
@@ -135,10 +206,11 @@ def measure_work(card: ModelCard, image_size: tuple[int, int], size: int | str |
     shape, times = network_input(card, image_size, size, window)
     with torch.device("meta"):
         network = importlib.import_module(f"ovseg.models.{MODULES[card.family]}").build(card.options, None).eval()
-        values = torch.empty(1, 3, *shape)
+        values = torch.empty(batch or 1, 3, *shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, Bytes() as moved:  # type: ignore[no-untyped-call]
         network(values)
-    return Work(float(times * counter.get_total_flops()), float(times * moved.total))
+    times = times if batch is None else 1
+    return Work(float(times * counter.get_total_flops()), float(times * moved.total) * getattr(torch, dtype).itemsize / 4)
 
 
 def network_input(

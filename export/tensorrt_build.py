@@ -81,6 +81,7 @@ def build(trt: Any, graph: Path, shapes: Mapping[str, Profile], flags: BuildFlag
     if flags.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, flags.workspace)
     config.builder_optimization_level = flags.optimization_level
+    config.clear_flag(trt.BuilderFlag.TF32)  # it is on by default, and float32 would be multiplied with mantissas of 10 bits
     if flags.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if flags.hardware_compatibility:

@@ -69,9 +69,9 @@ class Answer:
     image: NDArray[np.uint8] | None
 
 
-def _check_finite(values: Floats | float, model: str) -> None:
+def _require_finite(finite: bool | np.bool_, model: str) -> None:
     """Refuse what would quietly become the first label everywhere."""
-    if not np.isfinite(values).all():
+    if not finite:
         raise BackendError(
             f"{model!r} computed numbers that are not finite. In float16 it may have overflowed: use dtype='bfloat16' or 'float32'; "
             "otherwise its weights are damaged."
@@ -137,8 +137,8 @@ class TwoTowers(_Looker):
         super().__init__(card)
         self._runtime = runtime
         self._encode_image: Callable[[Floats], Floats] = runtime.encode_image
-        self._gpu = runtime if runtime.name == "torch:cuda" and isinstance(runtime, OnDevice) else None
-        self._encode_on_gpu: Callable[[Floats], Any] | None = None if self._gpu is None else self._gpu.encode_on_device
+        self._on_device = runtime if isinstance(runtime, OnDevice) else None
+        self._encode_on_device: Callable[[Floats], Any] | None = None if self._on_device is None else self._on_device.encode_on_device
         self._text = TextTower(tokenize, runtime.encode_text, store=texts)
 
     def batched(self, limit: int | None) -> TwoTowers:
@@ -148,8 +148,8 @@ class TwoTowers(_Looker):
             return self
         shared = copy(self)
         shared._encode_image = DynamicBatching(self._runtime.encode_image, limit)
-        if self._gpu is not None:
-            shared._encode_on_gpu = DynamicBatching(self._gpu.encode_on_device, limit)
+        if self._on_device is not None:
+            shared._encode_on_device = DynamicBatching(self._on_device.encode_on_device, limit)
         return shared
 
     @property
@@ -186,26 +186,33 @@ class TwoTowers(_Looker):
 
     def label_map(self, answer: Answer, owner: Indices) -> Labels:
         """Find the best label of every pixel; on the GPU where the features come from there."""
-        if self._gpu is None:
+        gpu = self._gpu
+        if gpu is None:
             return super().label_map(answer, owner)
-        return self._gpu.label_map(answer.grid.embedding, answer.grid.axes, answer.names, owner, answer.scale)
+        return gpu.label_pixels(answer.grid.embedding, answer.grid.axes, answer.names, owner, answer.scale)
 
     def label_map_of(
         self, image: ImageInput | ImageFeatures, names: Floats, owner: Indices, size: int | str | None, window: str | None
     ) -> tuple[Labels, NDArray[np.uint8]] | None:
         """Do so on a GPU, where nothing but the label map leaves it then, if the image is seen whole and the logits are final."""
-        if self._gpu is None or self._encode_on_gpu is None or self._runtime.refine_logits is not None:
+        gpu, encode = self._gpu, self._encode_on_device
+        if gpu is None or encode is None or self._runtime.refine_logits is not None:
             return None
         if isinstance(image, ImageFeatures) or window == "multiscale" or self._slides(window):
             return None
         pixels = self._pixels(image)
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
         self._check_size(fitted, False)
-        features = self._encode_on_gpu(self._preprocess.pixel_values(pixels, fitted))[0]
+        features = encode(self._preprocess.pixel_values(pixels, fitted))[0]
         self._check_shape(tuple(features.shape), fitted)
-        _check_finite(float(features.sum()), self.card.name)
+        _require_finite(gpu.is_finite(features), self.card.name)
         grid = self._grid(features, pixels.shape[:2], self._extent(fitted))
-        return self._gpu.label_map(features, grid.axes, names, owner, self.card.logit_scale), pixels
+        return gpu.label_pixels(features, grid.axes, names, owner, self.card.logit_scale), pixels
+
+    @property
+    def _gpu(self) -> OnDevice | None:
+        """The runtime, if it runs on a GPU and can keep features there; onnxruntime may find only when it starts that it does not."""
+        return self._on_device if self._runtime.name.endswith(":cuda") else None
 
     def _logits(self, grid: Grid, names: Floats) -> Floats:
         """Compute the final logits of all names on the whole grid: (N, h, w) float32."""
@@ -242,7 +249,7 @@ class TwoTowers(_Looker):
         pixels = image.image if isinstance(image, ImageFeatures) else self._pixels(image)
         if encode is not None and fit and pixels is not None:
             vector: Floats = encode(self._preprocess.fitted(pixels, fit["size"], fit["fit"], fit.get("resample")))[0]
-            _check_finite(vector, self.card.name)
+            _require_finite(np.isfinite(vector).all(), self.card.name)
         else:
             features = image if isinstance(image, ImageFeatures) else self.coarse(image)
             rows, columns = (max(1, round(cells)) for cells in features.extent)
@@ -341,7 +348,7 @@ class TwoTowers(_Looker):
         """Make (D, h, w) float32 that the network gave for an image into its features, if they are what the card promises."""
         self._check_shape(embedding.shape, fitted)
         features = ImageFeatures(np.ascontiguousarray(embedding), pixels.shape[:2], self._extent(fitted), self.identity, pixels)
-        _check_finite(features.norm, self.card.name)
+        _require_finite(np.isfinite(features.norm), self.card.name)
         return features
 
     def _check_shape(self, shape: tuple[int, ...], fitted: tuple[int, int]) -> None:
@@ -397,7 +404,7 @@ class Conditional(_Looker):
         fitted = self._preprocess.input_size(pixels.shape[:2], size)
         state = self._runtime.look(self._preprocess.pixel_values(pixels, fitted))
         maps = self._maps(state, names)
-        _check_finite(maps, self.card.name)
+        _require_finite(np.isfinite(maps).all(), self.card.name)
         padded = [-(-side // self._preprocess.multiple) * self._preprocess.multiple for side in fitted]
         extent = tuple(cells * side / full for cells, side, full in zip(maps.shape[1:], fitted, padded, strict=True))
         grid = Grid(maps, pixels.shape[:2], (extent[0], extent[1]))

@@ -225,6 +225,7 @@ class Trace:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[Any, ...]] = {}
         self.flags: list[str] = []
+        self.cleared: list[str] = []
         self.settings: dict[str, Any] = {}
         self.timings: list[tuple[bytes, bool]] = []
         self.builds = 0
@@ -302,6 +303,10 @@ def fake_tensorrt(trace: Trace, device: Device, version: str = "11.4.0.106") -> 
         def set_flag(self, flag: Any) -> None:
             assert flag in enums["BuilderFlag"]
             trace.flags.append(flag.name)
+
+        def clear_flag(self, flag: Any) -> None:
+            assert flag in enums["BuilderFlag"]
+            trace.cleared.append(flag.name)
 
         def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
             trace.settings[pool.name] = pool_size

@@ -114,6 +114,7 @@ def test_the_builder_gets_shapes_and_flags(machine: Machine, exported: Path) -> 
 def test_without_wishes_the_builder_gets_no_flags(machine: Machine, exported: Path) -> None:
     build(exported)
     assert machine.trace.flags == [] and machine.trace.timings == []
+    assert machine.trace.cleared == ["TF32"]  # or float32 would not be float32
     assert machine.trace.settings == {"level": 3, "hardware": "NONE"}
 
 

@@ -1,4 +1,4 @@
-"""Label maps whose features stay on the device: what is done on a GPU, here with torch on the CPU under the GPU's name."""
+"""Label maps whose features stay on the device: what is done on a GPU, here on the CPU under the GPU's name."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from numpy.typing import NDArray
 
 import ovseg
 from ovseg.errors import BackendError, InvalidArgumentError, WeightsError
+from ovseg.runtime.onnx import OnnxRuntime
 from ovseg.segmenter import Segmenter
-
-torch = pytest.importorskip("torch")
 
 WORDS = ["sky", "grass", ("sand", "beach"), "rock"]
 
 
-@pytest.fixture(scope="module")
-def plain() -> Segmenter:
-    return ovseg.load("mini", backend="torch", device="cpu")
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def plain(request: pytest.FixtureRequest) -> Segmenter:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
+    return ovseg.load("mini", backend=request.param, device="cpu")
 
 
 @pytest.fixture
 def on_device(plain: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     """The same model; what is fetched from the device is a failure."""
     runtime = plain._model._runtime
-    monkeypatch.setattr(runtime, "name", "torch:cuda")
+    if isinstance(runtime, OnnxRuntime):
+        monkeypatch.setattr(OnnxRuntime, "name", "onnx:cuda")
+        monkeypatch.setattr(OnnxRuntime, "_place", "cpu")
+    else:
+        monkeypatch.setattr(runtime, "name", "torch:cuda")
     seg = Segmenter(plain.card, runtime, plain._model._text._tokenize)
 
     def fetch(values: Any) -> Any:
@@ -66,11 +70,15 @@ def test_what_needs_the_features_fetches_them(on_device: Segmenter, scene: NDArr
 
 
 def test_numbers_that_are_not_finite_are_refused(on_device: Segmenter, scene: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = on_device._model._encode_on_gpu
-    monkeypatch.setattr(on_device._model, "_encode_on_gpu", lambda values: encode(values) * float("nan"))
+    encode = on_device._model._encode_on_device
+    monkeypatch.setattr(on_device._model, "_encode_on_device", lambda values: encode(values * np.float32("nan")))
     with pytest.raises(BackendError, match="not finite"):
         on_device.segment(scene, WORDS)
-    monkeypatch.setattr(on_device._model, "_encode_on_gpu", lambda values: encode(values)[:, :, 1:])
+
+
+def test_features_of_another_size_are_refused(on_device: Segmenter, scene: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = on_device._model._encode_on_device
+    monkeypatch.setattr(on_device._model, "_encode_on_device", lambda values: encode(values[:, :, 32:]))
     with pytest.raises(WeightsError, match="do not belong together"):
         on_device.segment(scene, WORDS)
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ovseg.runtime.onnx_label_map import DeviceFeatures, LabelMapper
 from ovseg.runtime.torch import TorchRuntime, device_label_map
 from ovseg.similarity import Grid, label_map
 
@@ -39,11 +42,26 @@ def cases(draw: st.DrawFn) -> tuple[Grid, Any, Any]:
     return Grid(embedding, size, extent, corners), text, owner
 
 
+def by_torch(grid: Grid, *question: Any) -> Any:
+    return device_label_map(torch.from_numpy(grid.embedding), grid.axes, *question)
+
+
+@cache
+def mapper() -> LabelMapper:
+    return LabelMapper(onnxruntime.SessionOptions(), ["CPUExecutionProvider"], "cpu")
+
+
+def by_onnx(grid: Grid, *question: Any) -> Any:
+    batch = np.stack([grid.embedding[::-1], grid.embedding, -grid.embedding])
+    return mapper().label_pixels(DeviceFeatures(onnxruntime.OrtValue.ortvalue_from_numpy(batch), 1), grid.axes, *question)
+
+
+@pytest.mark.parametrize("find", [by_torch, by_onnx])
 @given(cases(), st.sampled_from([1, 3_000, 1 << 20]))
 @settings(max_examples=80, deadline=None)
-def test_the_label_map_of_a_device_is_that_of_the_host_up_to_near_ties(case: Any, budget: int) -> None:
+def test_the_label_map_of_a_device_is_that_of_the_host_up_to_near_ties(find: Any, case: Any, budget: int) -> None:
     grid, text, owner = case
-    found = device_label_map(torch.from_numpy(grid.embedding), grid.axes, text, owner, 20.0, budget)
+    found = find(grid, text, owner, 20.0, budget)
     expected = label_map(grid, text, owner, 20.0)
     assert found.dtype == expected.dtype and found.shape == expected.shape
     rows, columns = grid.axes
@@ -60,18 +78,29 @@ def test_the_label_map_of_a_device_is_that_of_the_host_up_to_near_ties(case: Any
 def test_exact_ties_go_to_the_first_name() -> None:
     grid = Grid(np.ones((2, 3, 3), np.float32), (5, 5), (3.0, 3.0))
     text = np.array([[0.5, 0.5], [1, 0], [0, 1], [1, 0]], np.float32)
-    features = torch.from_numpy(grid.embedding)
-    assert (device_label_map(features, grid.axes, text, np.arange(4), 8.0) == 0).all()
-    assert (device_label_map(features, grid.axes, text[1:], np.arange(3), 8.0) == 0).all()
+    for find in (by_torch, by_onnx):
+        assert (find(grid, text, np.arange(4), 8.0) == 0).all()
+        assert (find(grid, text[1:], np.arange(3), 8.0) == 0).all()
 
 
 def test_many_labels_need_two_bytes() -> None:
     rng = np.random.default_rng(0)
     grid = Grid(rng.standard_normal((4, 3, 3)).astype(np.float32), (9, 9), (3.0, 3.0))
     text = rng.standard_normal((300, 4)).astype(np.float32)
-    found = device_label_map(torch.from_numpy(grid.embedding), grid.axes, text, np.arange(300), 1.0)
-    assert found.dtype == np.uint16
-    np.testing.assert_array_equal(found, label_map(grid, text, np.arange(300), 1.0))
+    for find in (by_torch, by_onnx):
+        found = find(grid, text, np.arange(300), 1.0)
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, label_map(grid, text, np.arange(300), 1.0))
+
+
+def test_what_is_not_finite_is_found_in_its_image_alone() -> None:
+    batch = np.ones((3, 2, 4, 5), np.float32)
+    batch[1, 1, 3, 4] = np.nan
+    batch[2, 0, 0, 0] = -np.inf
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(batch)
+    assert [mapper().is_finite(DeviceFeatures(value, index)) for index in range(3)] == [True, False, False]
+    runtime = TorchRuntime(Tower, device="cpu")
+    assert [runtime.is_finite(one) for one in torch.from_numpy(batch)] == [True, False, False]
 
 
 def test_features_may_stay_on_the_device() -> None:
@@ -84,7 +113,7 @@ def test_features_may_stay_on_the_device() -> None:
     grid = Grid(host[0], (16, 24), (4.0, 6.0))
     expected = label_map(grid, text, np.arange(9), 3.0)
     for features in (grid.embedding, on_device[0]):
-        np.testing.assert_array_equal(runtime.label_map(features, grid.axes, text, np.arange(9), 3.0), expected)
+        np.testing.assert_array_equal(runtime.label_pixels(features, grid.axes, text, np.arange(9), 3.0), expected)
 
 
 @pytest.mark.parametrize("compile", [False, True])

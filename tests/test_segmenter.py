@@ -860,6 +860,19 @@ def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken_gpu")
+def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Noted(FallenBack):
+        def __init__(self, *arguments: object, providers: list[Any]) -> None:
+            asked.append(providers)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Noted)
+    ovseg.load().encode_text("sky")
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]]
+
+
+@pytest.mark.usefixtures("broken_gpu")
 def test_cuda_that_falls_back_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     segmenter = ovseg.load(device="cuda")
     with pytest.raises(BackendError, match="fell back to the CPU"):

@@ -67,10 +67,17 @@ class OnDevice(Protocol):
         ...
 
     def encode_on_device(self, pixel_values: Floats) -> Any:
-        """Map (B, 3, H, W) pixel values to (B, D, h, w) features, L2-normalised over D, that stay on the device."""
+        """Map (B, 3, H, W) pixel values to a sequence of B features, L2-normalised over D, that stay on the device.
+
+        Each has a `shape`, (D, h, w).
+        """
         ...
 
-    def label_map(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
+    def is_finite(self, features: Any) -> bool:
+        """Whether all numbers of an image's features are finite."""
+        ...
+
+    def label_pixels(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
         """Do what `similarity.label_map` does.
 
         Args:

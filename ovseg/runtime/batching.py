@@ -20,7 +20,7 @@ class DynamicBatching:
     that comes alone runs alone, so that one thread gets the answers it would get without.
 
     Args:
-        run: Maps a batch of (B, ...) values to (B, ...) values, an array or a tensor. It is called by one thread at a time.
+        run: Maps a batch of (B, ...) values to (B, ...) values, or to a sequence of B things. It is called by one thread at a time.
         limit: Values in a batch at most; a call with more runs alone.
     """
 
@@ -78,7 +78,7 @@ class DynamicBatching:
                 start = 0
                 for call in batch:
                     part = values[start : start + len(call.values)]
-                    call.answer = part.copy() if isinstance(part, np.ndarray) else part.clone()  # a view would keep the whole batch
+                    call.answer = part.copy() if isinstance(part, np.ndarray) else part  # a view would keep the whole batch
                     start += len(call.values)
                 return
         for call in batch:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
 from ovseg.positions import PositionTable, of_image
+from ovseg.runtime.onnx_label_map import DeviceFeatures, LabelMapper
+from ovseg.similarity import Axis, Indices, Labels
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class OnnxRuntime:
         self._positions = positions or {}
         self._device, self._threads = device, threads
         self._sessions: dict[str, Any] = {}
+        self._labels: LabelMapper | None = None
         self._lock = threading.Lock()
         self._providers = self._choose(device)
 
@@ -160,18 +163,14 @@ class OnnxRuntime:
     def _load(self, part: str) -> Any:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads would take cores from what comes next
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options = self._options()
         wants_gpu, said = self.name == "onnx:cuda", io.StringIO()
         try:
             # onnxruntime prints which GPU libraries it misses; stdout belongs to the caller.
             with contextlib.redirect_stdout(said) if wants_gpu else contextlib.nullcontext():
                 if wants_gpu and hasattr(onnxruntime, "preload_dlls"):
                     onnxruntime.preload_dlls()
-                session = onnxruntime.InferenceSession(str(self._paths[part]), options, providers=self._providers)
+                session = onnxruntime.InferenceSession(str(self._paths[part]), options, providers=self._provider_options())
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise WeightsError(f"onnxruntime cannot load {self._paths[part]}: {error}") from error
         if said.getvalue():
@@ -188,6 +187,20 @@ class OnnxRuntime:
         logger.info("the %s graph runs on %s", part, used[0])
         return session
 
+    def _options(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads would take cores from what comes next
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return options
+
+    def _provider_options(self) -> list[Any]:
+        """Say how the providers run: float32 shall be float32, where CUDA's default are mantissas of 10 bits in products."""
+        return [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in self._providers]
+
     def _run(self, part: str, feeds: dict[str, NDArray[Any]]) -> Any:
         session = self._session(part)
         try:
@@ -200,6 +213,45 @@ class OnnxRuntime:
         """Map (B, 3, H, W) float32 pixel values to (B, D, h, w) float32 features."""
         features: Floats = self._run("image", self._pixels(pixel_values))
         return features
+
+    def encode_on_device(self, pixel_values: Floats) -> list[DeviceFeatures]:
+        """Map (B, 3, H, W) float32 pixel values to the features of each image, which stay in the memory of the device."""
+        session = self._session("image")
+        try:
+            binding = session.io_binding()
+            for name, value in self._pixels(pixel_values).items():
+                binding.bind_cpu_input(name, value)
+            binding.bind_output(session.get_outputs()[0].name, self._place)
+            session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise BackendError(f"onnxruntime failed in the image graph: {error}") from error
+        batch = binding.get_outputs()[0]
+        return [DeviceFeatures(batch, index) for index in range(len(pixel_values))]
+
+    def is_finite(self, features: DeviceFeatures) -> bool:
+        """Whether all numbers are finite."""
+        return self._mapper().is_finite(features)
+
+    def label_pixels(
+        self, features: DeviceFeatures | Floats, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float
+    ) -> Labels:
+        """Find the best label of every pixel on the device. Features that are an array are copied there."""
+        mapper = self._mapper()
+        try:
+            held = mapper.put(features) if isinstance(features, np.ndarray) else features
+            return mapper.label_pixels(held, axes, text, owner, scale)
+        except Exception as error:  # as above
+            raise BackendError(f"onnxruntime failed in the label map: {error}") from error
+
+    def _mapper(self) -> LabelMapper:
+        with self._lock:
+            if self._labels is None:
+                self._labels = LabelMapper(self._options(), self._provider_options(), self._place)
+            return self._labels
+
+    @property
+    def _place(self) -> str:
+        return "cuda" if self.name == "onnx:cuda" else "cpu"
 
     def encode_text(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Floats:
         """Map (B, T) int64 token ids and mask to (B, D) float32 embeddings."""

@@ -149,7 +149,11 @@ class TorchRuntime(_Placed):
         """Map (B, 3, H, W) pixel values to a (B, D, h, w) float32 tensor of features, L2-normalised over D, that stays on the device."""
         return self._run("image tower", lambda: self._forward(self._pixels(pixel_values)).float())
 
-    def label_map(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
+    def is_finite(self, features: Any) -> bool:
+        """Whether all numbers of a (D, h, w) tensor are finite; their sum says it, as vectors of length 1 cannot overflow."""
+        return bool(features.sum().isfinite())
+
+    def label_pixels(self, features: Any, axes: tuple[Axis, Axis], text: Floats, owner: Indices, scale: float) -> Labels:
         """Find the best label of every pixel on the device; see `device_label_map`. Features that are an array are copied there."""
         if isinstance(features, np.ndarray):
             features = self._tensor(np.ascontiguousarray(features))

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ovseg.onnx_writer import write_graph
@@ -75,12 +76,13 @@ def neighbours(cells: int, columns: int) -> tuple[Indices, Indices, Indices, Ind
 
 def _needed(counts: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     """Find for each corner, (M,), the least mean of the best names of all corners in the cells of the grid that it belongs to."""
-    rows, flat = len(counts) // columns, counts.ravel()
-    start = (np.arange(len(counts)) * counts.shape[1]).reshape(rows, columns)
-    best = np.pad(counts.argmax(1).reshape(rows, columns), 1, mode="edge")
-    of = [[flat.take(start + best[y : y + rows, x : x + columns]) for x in range(3)] for y in range(3)]  # the names of those around it
-    fours = [of[y][x] + of[y][x + 1] + of[y + 1][x] + of[y + 1][x + 1] for y in range(2) for x in range(2)]
-    return np.asarray(np.minimum.reduce(fours).ravel() // 4)
+    best = counts.argmax(1).reshape(-1, columns)
+    start = (np.arange(len(counts)) * counts.shape[1]).reshape(best.shape)
+    around = sliding_window_view(np.pad(best, 1, mode="edge"), best.shape)  # (3, 3, rows, columns): the best of its neighbours and its own
+    values = counts.ravel().take(start + around)
+    values = values[:2] + values[1:]
+    values = values[:, :2] + values[:, 1:]
+    return np.asarray(values.reshape(4, -1).min(0) // 4)
 
 
 @cache

@@ -184,10 +184,23 @@ class _Names:
         return cls(text, kept, Screen(text) if len(text) >= FEWEST else None)
 
 
+class _Content:
+    """Embeddings that are equal where their numbers are; that two are one array that cannot be written to is seen at once."""
+
+    def __init__(self, text: Floats) -> None:
+        self.text = text.copy() if text.flags.writeable or text.base is not None else text
+
+    def __hash__(self) -> int:
+        return hash((self.text.shape, self.text[0].tobytes(), self.text[-1].tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Content) and (self.text is other.text or np.array_equal(self.text, other.text))
+
+
 @lru_cache(maxsize=2)
-def _names_of(content: bytes, size: int, scale: float) -> _Names:
+def _names_of(content: _Content, scale: float) -> _Names:
     """Remember long lists: image after image is asked for the same."""
-    return _Names.of(np.frombuffer(content, np.float32).reshape(-1, size), scale)
+    return _Names.of(content.text, scale)
 
 
 def label_map(
@@ -209,7 +222,7 @@ def label_map(
     screen, norm = None, 0.0
     if text is not None:
         again = FEWEST <= len(text) <= MOST_REMEMBERED
-        names = _names_of(text.tobytes(), text.shape[1], scale) if again else _Names.of(text, scale)
+        names = _names_of(_Content(text), scale) if again else _Names.of(text, scale)
         text, label, screen = names.text, label[names.kept], names.screen
     if screen is not None:
         norm = largest_norm(grid.embedding) if grid.norm is None else grid.norm

@@ -106,3 +106,16 @@ def test_graphs_are_what_the_onnx_package_reads(kind: Any) -> None:
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(read.graph.initializer[0]), table)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], table.T)
+
+
+@pytest.mark.parametrize("kind", ["own", "view", "frozen view"])
+def test_names_that_change_where_they_lie_are_not_taken_for_those_before(kind: str) -> None:
+    random = np.random.default_rng(4)
+    base = random.standard_normal((600, 16)).astype(np.float32)
+    text = base if kind == "own" else base[:]
+    if kind == "frozen view":
+        text.flags.writeable = False
+    grid = Grid(random.standard_normal((16, 5, 6)).astype(np.float32), (20, 24), (5, 6))
+    first = label_map(grid, text, np.arange(600), 3.0)
+    base[:] = base[::-1].copy()
+    np.testing.assert_array_equal(label_map(grid, text, np.arange(600), 3.0), 599 - first)

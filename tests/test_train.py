@@ -25,7 +25,7 @@ from ovseg.learn import supervision  # noqa: E402
 from ovseg.learn.examples import read_examples  # noqa: E402
 from ovseg.learn.objective import LOSSES, Objective  # noqa: E402
 from ovseg.learn.train import CHECKPOINT, LOG, FeatureStore, Settings, _batch, schedule, shrunk_labels, train  # noqa: E402
-from ovseg.learn.trainable import Trainable, standardise, start_anew  # noqa: E402
+from ovseg.learn.trainable import Trainable, head_of, standardise, start_anew  # noqa: E402
 
 LABELS = ("sky", "grass; lawn", "brick wall")
 COLOURS = np.array([(120, 180, 240), (60, 150, 50), (180, 80, 60)])
@@ -405,3 +405,31 @@ def test_a_clip_is_trained_and_its_weights_stay_in_the_published_layout(
     loaded = ovseg.load(card.name, weights=tmp_path / "mine.safetensors", device="cpu")
     image = Image.open(folder / "images/0.png")
     np.testing.assert_allclose(loaded.encode_image(image).embedding, model.segmenter.encode_image(image).embedding, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("clip-vit-b32-openai", "clip.visual.transformer.resblocks.11.ln_1.weight", "clip.visual.transformer.resblocks.10.ln_1.bias"),
+        ("clip-vit-h14-laion2b-s32b-b79k", "clip.visual.transformer.resblocks.31.ln_1.weight", "clip.transformer.resblocks.23.ln_1.weight"),
+        ("siglip2-b16", "clip.visual.trunk.attn_pool.kv.weight", "clip.visual.trunk.blocks.10.attn.qkv.weight"),
+        ("clip-pe-core-b16-meta", "clip.visual.trunk.head.weight", "clip.visual.trunk.blocks.1.norm1.weight"),
+        ("clip-convnext-large-d-320-laion2b-s29b-b131k-ft-soup", "clip.visual.head.mlp.fc2.weight", "clip.visual.trunk.stem.1.weight"),
+        ("tipsv2-b14", "vision_model.encoder.layer.11.attention.v_proj.weight", "text_model.encoder.layers.11.self_attn.v_proj.weight"),
+        ("lseg-vit-b32", "scratch.head1.weight", "pretrained.model.blocks.11.norm1.weight"),
+    ],
+)
+def test_the_head_is_the_end_of_the_image_tower(name: str, inside: str, outside: str) -> None:
+    import importlib
+
+    from ovseg.loading import MODULES
+    from ovseg.registry import find_card
+
+    card = find_card(name)
+    with torch.device("meta"):
+        network = importlib.import_module(f"ovseg.models.{MODULES[card.family]}").build(card.options, None)
+    parameters = dict(network.named_parameters())
+    head = head_of(card.family, list(parameters))
+    assert inside in head and outside in parameters and outside not in head
+    assert not any("text" in one and "scratch" not in one for one in head)
+    assert sum(parameters[one].numel() for one in head) < sum(value.numel() for value in parameters.values()) / 5

@@ -26,12 +26,26 @@ PARTS = ("head", "all")
 _PYRAMID = r"(lateral|context|narrow|refine|coarse_text|fine_text|gate)"
 _HEADS = {
     "mini": _PYRAMID,
-    "clip": r"clip\.visual\.(ln_post\.|proj$|transformer\.resblocks\.{last}\.)",
+    "clip": (
+        r"clip\.visual\.(ln_post\.|proj$|transformer\.resblocks\.{last}\.|attnpool\.|head\."  # open_clip's own towers
+        r"|trunk\.(blocks\.{last}\.|norm\.|fc_norm\.|attn_pool\.|head\.))"  # those of timm
+    ),
+    "tips": r"vision_model\.(encoder\.layer\.{last}\.|layernorm\.)",
     "lseg": r"scratch\.",
     "dinotxt": r"visual_model\.head\.",
     "radio": r"_heads\.",
 }
-"""Family -> names of the parameters that are its head; `{last}` is the number of the last block."""
+"""Family -> names of the parameters that are its head; `{last}` is the number of the image tower's last block."""
+_BLOCK = re.compile(r"(?:clip\.visual|vision_model)\..*?(?:resblocks|blocks|layer)\.(\d+)\.")
+
+
+def head_of(family: str, names: Sequence[str]) -> set[str]:
+    """Choose from the names of a network's parameters those of its head; none where it is not known what that is."""
+    if family not in _HEADS:
+        return set()
+    last = max((int(found[1]) for name in names if (found := _BLOCK.match(name))), default=0)
+    pattern = re.compile(_HEADS[family].replace("{last}", str(last)))
+    return {name for name in names if pattern.match(name)}
 
 
 class Trainable:
@@ -71,19 +85,12 @@ class Trainable:
         self.device: torch.device = next(self.network.parameters()).device
         self.part = part
         self._preprocess = Preprocess(**self.card.preprocess)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(self._trains(name))
-        if not self.trained():
+        parameters = dict(self.network.named_parameters())
+        changing = set(parameters) if part == "all" else head_of(self.card.family, list(parameters))  # of all, what sees the image
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in changing)
+        if not changing:
             raise UnsupportedOperationError(f"It is not known what the head of {self.card.name!r} is. Train all of it.")
-
-    def _trains(self, name: str) -> bool:
-        if self.part == "all":
-            return True  # what does not see the image gets no gradient
-        pattern = _HEADS.get(self.card.family)
-        if pattern is None:
-            return False
-        blocks = [int(found[1]) for key, _ in self.network.named_parameters() if (found := re.search(r"resblocks\.(\d+)\.", key))]
-        return re.match(pattern.replace("{last}", str(max(blocks, default=0))), name) is not None
 
     @property
     def other_files(self) -> dict[str, Path]:

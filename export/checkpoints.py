@@ -13,7 +13,8 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,34 @@ def check_target(out: Path) -> None:
         raise OutputError(f"The folder {str(out.absolute().parent)!r} does not exist; create it first.")
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to write to, which gets its name when it is complete, and is gone if anything fails.
+
+    Args:
+        out: Its name; there must be nothing of that name, or an empty folder. The folder that it is in exists.
+
+    Yields:
+        Where to write for now.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    out = out.absolute()
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            yield folder
+            if out.is_dir():
+                out.rmdir()  # it is empty
+            folder.rename(out)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"Cannot write {str(out)!r}: {error.strerror or error}.") from error
+
+
 def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copies: Mapping[str, Path]) -> None:
     """Write a folder with weights, other files and a card; all of it or nothing.
 
@@ -100,11 +129,8 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
     from safetensors.torch import save_file
 
     check_target(out)
-    out = out.absolute()
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            folder = Path(scratch) / "model"
-            folder.mkdir()
+        with new_folder(out) as folder:
             save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
             for file in copies.values():
                 shutil.copyfile(file, folder / file.name)
@@ -116,8 +142,5 @@ def write_model(out: Path, tensors: Mapping[str, Tensor], card: ModelCard, copie
                 megabytes=round(sum(value.numel() for value in tensors.values()) * 4 / 1e6, 1),
             )
             (folder / "card.md").write_text(card_text(full), "utf-8")
-            if out.is_dir():
-                out.rmdir()  # it is empty
-            folder.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"Cannot write {str(out)!r}: {getattr(error, 'strerror', None) or error}.") from error
+    except SafetensorError as error:
+        raise OutputError(f"Cannot write {str(out)!r}: {error}.") from error

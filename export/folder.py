@@ -119,7 +119,6 @@ class Task:
         self.fixed: tuple[Floats, NDArray[np.intp], list[str]] | None = None
         self.positions = self._positions()
         self.padded: int | None = None
-        self._bar = tqdm(desc="exporting", bar_format="{desc} [{elapsed}]", leave=False)
 
     def _positions(self) -> dict[str, PositionTable]:
         """Return the position embeddings that graphs for images take, by the names of these inputs."""
@@ -139,7 +138,7 @@ class Task:
 
     def write(self, files: Mapping[str, Path], random: bool) -> Report:
         """Write everything, compare, and write the card."""
-        with self._bar:
+        with tqdm(desc="exporting", bar_format="{desc} [{elapsed}]", leave=False) as self._bar:
             return self._compare(self._write_files(files, random))
 
     def _show(self, step: str) -> None:

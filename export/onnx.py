@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ovseg.export import quantise
-from ovseg.export.checkpoints import check_target
+from ovseg.export.checkpoints import check_target, new_folder
 from ovseg.export.folder import Gate, Original, Task, needs_stand_in
 from ovseg.export.report import BOUNDS, Report
 
-from ovseg.errors import InvalidArgumentError, MissingDependencyError, OutputError, UnsupportedOperationError
+from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnsupportedOperationError
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.evaluate import evaluate
 from ovseg.hub import HubOptions
@@ -114,24 +113,16 @@ def export_onnx(
         files["tokenizer"] = Path(tokenizer)
     original, files = _original(card, files, request)
     out = out.absolute()
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch, torch.inference_mode():
-            folder = Path(scratch) / "model"
-            folder.mkdir()
-            task = Task(original, folder, opset, dtype, fused or labels is not None, photographs)
-            if labels is not None:
-                task.fix(labels, parse_templates(templates, default=card.templates))
-                shutil.copyfile(Path(str(vocabulary)), folder / "labels.txt")
-            if request.weights is not None:
-                files.pop("image", None)  # a graph of other weights
-            report = task.write(files, random=request.weights == RANDOM)
-            if gate is not None:
-                report = task.price(report, gate, load_model(model, request))
-            if out.is_dir():
-                out.rmdir()  # it is empty
-            folder.rename(out)
-    except OSError as error:
-        raise OutputError(f"Cannot write {str(out)!r}: {error.strerror or error}.") from error
+    with new_folder(out) as folder, torch.inference_mode():
+        task = Task(original, folder, opset, dtype, fused or labels is not None, photographs)
+        if labels is not None:
+            task.fix(labels, parse_templates(templates, default=card.templates))
+            shutil.copyfile(Path(str(vocabulary)), folder / "labels.txt")
+        if request.weights is not None:
+            files.pop("image", None)  # a graph of other weights
+        report = task.write(files, random=request.weights == RANDOM)
+        if gate is not None:
+            report = task.price(report, gate, load_model(model, request))
     return dataclasses.replace(report, folder=out)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError
-from ovseg.image import load_image
+from ovseg.image import IMAGE_SUFFIXES, load_image
 from ovseg.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ FEWEST_IMAGES = 20
 """Calibration images from which on nothing is said."""
 MOST_IMAGES = 100
 """Calibration images that are used; of more, evenly spaced ones are."""
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".ppm")
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -46,7 +45,7 @@ def calibration_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InvalidArgumentError(f"The calibration images are a folder; {str(folder)!r} is none.")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise InvalidArgumentError(f"{str(folder)!r} holds no images to calibrate with. Give a folder of 20 or more that look like yours.")
     if len(found) < FEWEST_IMAGES:

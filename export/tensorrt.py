@@ -12,14 +12,13 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovseg.export.checkpoints import card_text
+from ovseg.export.checkpoints import card_text, new_folder
 from ovseg.export.tensorrt_build import LEVELS, BuildFlags, build
 from ovseg.export.tensorrt_profiles import (
     Memory,
@@ -323,17 +322,12 @@ def _write(folder: Path, content: bytes, record: EngineRecord, card: str, kept: 
                     old.unlink()
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            new = Path(scratch) / "model"
-            new.mkdir()
+        with new_folder(folder) as new:
             for name, path in kept.items():
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, new / name)
             (new / "card.md").write_text(card, "utf-8")
             _write_engine(new, content, record)
-            if folder.is_dir():
-                folder.rmdir()  # it is empty
-            new.rename(folder)
     except OutputError:
         raise
     except OSError as error:

@@ -200,10 +200,6 @@ class Memory:
     activations: int
     unknown: int
 
-    def total(self) -> int:
-        """Add up what the device holds."""
-        return self.inputs + self.outputs + self.weights + self.activations
-
 
 def estimate_memory(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Memory:
     """Estimate what a graph takes, by the shapes that follow from those of its inputs.

@@ -110,7 +110,7 @@ class Corrected:
         scores[self.seeds.labels[low:high][certain], y - rows.start, x] = 1
 
 
-def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View, kernel: Kernel = KERNEL) -> Corrected:
+def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View) -> Corrected:
     """Correct the scores of an image.
 
     Args:
@@ -118,7 +118,6 @@ def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View, kernel: Ke
         cells: Where they lie: those of the view, or finer.
         seeds: The hints on the pixels of the image; at least one. Their labels are rows of `scores`.
         view: The image.
-        kernel: What counts as alike.
     """
     total = scores.sum(0)
     where, labels, _ = _by_cell(view, seeds, len(scores))
@@ -128,7 +127,7 @@ def corrected(scores: Floats, cells: Cells, seeds: Seeds, view: View, kernel: Ke
     logs = np.log(np.maximum(scores, np.float32(1e-30), out=scores), out=scores)
     logs *= np.float32(words.trust)
     logs += loss[:, None, None]
-    correction = solve(view, cells, seeds, logs, kernel)
+    correction = solve(view, cells, seeds, logs)
     rise = correction.rise
     if cells != view.cells:
         part = cells.side / view.cells.side

@@ -84,8 +84,10 @@ def look(label: Label, encode: Callable[[Any], ImageFeatures]) -> Label:
         The label with `Shown` alone for its examples.
 
     Raises:
+        InvalidLabelsError: If it is no label.
         InvalidArgumentError: If an example is no image with a region in it.
     """
+    _check_label(label)
     done = [example for example in label.examples if isinstance(example, Shown)]
     seen = [
         _cells(example, encode, f"Example {i} of {label.name!r}")
@@ -98,6 +100,11 @@ def look(label: Label, encode: Callable[[Any], ImageFeatures]) -> Label:
         around = cells.T @ outside / max(float(outside.sum()), 1e-6)
         done.append(Shown((cells.T @ inside / inside.sum() - around).astype(np.float32), model, cells, inside, outside))
     return with_examples(label, tuple(done))
+
+
+def _check_label(label: object) -> None:
+    if not isinstance(label, Label):
+        raise InvalidLabelsError(f"Expected an ovseg.Label; got {type(label).__name__}. Make one: Label('rust', examples=[(image, mask)]).")
 
 
 def with_examples(label: Label, examples: tuple[Any, ...]) -> Label:
@@ -217,12 +224,15 @@ def save_labels(path: str | os.PathLike[str], labels: Sequence[Label]) -> None:
         labels: The labels; those without examples are kept, too.
 
     Raises:
-        InvalidLabelsError: If a label's examples are still images, or its templates are functions.
+        InvalidLabelsError: If something is no label, a label's examples are still images, or its templates are functions.
         OutputError: If it cannot be written.
     """
     entries: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {}
+    if isinstance(labels, (Label, str)):
+        raise InvalidLabelsError("save_labels wants a list of labels; got one. Put it into brackets: [label].")
     for label in labels:
+        _check_label(label)
         if not all(isinstance(example, Shown) for example in label.examples):
             raise InvalidLabelsError(f"The examples of {label.name!r} are images. Let a model look at them first: segmenter.look(label).")
         if label.templates is not None and any(callable(template) for template in label.templates):

@@ -157,6 +157,8 @@ class Hints:
         Args:
             labels: A word, or several.
         """
+        if not isinstance(labels, Iterable):
+            raise InvalidLabelsError(f"tags must be a word or several; got {labels!r:.200}.")
         words = [labels] if isinstance(labels, str) else list(labels)
         return cls(Mark("tag", _check_label(word)) for word in words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,8 @@ def _by_colour(
     if colors is None:
         words = [clean_label(word) for word in names or ()]
         colors = dict(zip(words, label_colors(words).tolist(), strict=True))
+    if not isinstance(colors, Mapping):
+        raise InvalidArgumentError(f"colors must map labels to colours, such as {{'road': (255, 0, 0)}}; got {colors!r:.100}.")
     codes = values[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1)
     open_ = (values[..., 3] >= 128) & (codes != 0xFFFFFF)
     painted: dict[str, NDArray[np.bool_]] = {}
@@ -238,7 +241,7 @@ def _by_colour(
 
 def _check_colour(label: str, colour: Any) -> tuple[int, int, int]:
     try:
-        red, green, blue = (int(part) for part in colour)
+        red, green, blue = (operator.index(part) for part in colour)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"The colour of {label!r} must be (red, green, blue); got {colour!r:.100}.") from error
     if not all(0 <= part <= 255 for part in (red, green, blue)):

@@ -35,6 +35,10 @@ from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.fetch import fetch, is_url, public_url
 
 DEFAULT_MAX_PIXELS = 300_000_000
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga")
+)
+"""What image files end in."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(data):", re.IGNORECASE)
 _FLOAT_TOLERANCE = 0.5 / 255  # what rounds to 0 or 255 anyway

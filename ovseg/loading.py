@@ -129,9 +129,9 @@ def load_model(model: str | os.PathLike[str], request: Request) -> Loaded:
     if not isinstance(model, (str, os.PathLike)):
         raise UnknownModelError(f"model must be a name of list_models(); got {type(model).__name__}.")
     _check_weights(request.weights)
-    card, files = locate(model, request)
-    logger.log(logging.WARNING if card.access else logging.INFO, "%s: licence of the weights: %s. %s", card.name, card.license, card.access)
     source = parse_source(model)
+    card, files = _locate(source, request)
+    logger.log(logging.WARNING if card.access else logging.INFO, "%s: licence of the weights: %s. %s", card.name, card.license, card.access)
     if source.kind == "folder" and has_engine(Path(source.value)):
         return _load_engine(card, Path(source.value), files, request)
     if request.backend == "tensorrt":
@@ -156,7 +156,10 @@ def locate(model: str | os.PathLike[str], request: Request) -> tuple[ModelCard, 
     Raises:
         OvsegError: If it is not there, is damaged, or has no such options.
     """
-    source = parse_source(model)
+    return _locate(parse_source(model), request)
+
+
+def _locate(source: Source, request: Request) -> tuple[ModelCard, dict[str, Path]]:
     files: dict[str, Path] = {}
     if source.kind == "folder":
         card, files = read_folder(Path(source.value))

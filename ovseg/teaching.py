@@ -64,7 +64,12 @@ def teach(segmenter: Segmenter, images: Sequence[tuple[Any, Hints]], labels: Lab
     vectors = segmenter.encode_text(labels).astype(np.float64)
     scale = segmenter.card.logit_scale / segmenter.card.temperature
     parts, model = [], ""
-    for image, hints in images:
+    for i, pair in enumerate(images):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], Hints):
+            raise InvalidArgumentError(
+                f"teach wants pairs (image, Hints), such as [(image_1, hints_1), (image_2, hints_2)]; number {i} is {_kinds(pair)}."
+            )
+        image, hints = pair
         features = image if isinstance(image, ImageFeatures) else segmenter.encode_image(image)
         model = features.model
         seeds = hints.seeds(features.image_size, groups)
@@ -81,6 +86,11 @@ def teach(segmenter: Segmenter, images: Sequence[tuple[Any, Hints]], labels: Lab
         with_examples(label, (*label.examples, Shown.taught(shift, model)))
         for label, shift in zip(vocabulary.labels, shifts, strict=True)
     ]
+
+
+def _kinds(pair: object) -> str:
+    """Name the types of what was given in place of an image and its hints."""
+    return f"({', '.join(type(part).__name__ for part in pair)})" if isinstance(pair, (tuple, list)) else type(pair).__name__
 
 
 def _features(features: ImageFeatures, pixels: NDArray[np.int64]) -> Floats:

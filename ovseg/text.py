@@ -52,7 +52,6 @@ class TextTower:
     Args:
         tokenize: Gives the ids of each text; padded only where the network needs padding.
         encode: Runs the network: (B, T) int64 ids and mask to (B, D) float32.
-        pad_id: Token that fills up short texts.
         store: Embeddings of earlier processes; None for none.
     """
 
@@ -60,10 +59,9 @@ class TextTower:
         self,
         tokenize: Tokenize,
         encode: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
-        pad_id: int = 0,
         store: TextCache | None = None,
     ) -> None:
-        self._tokenize, self._encode, self._pad_id, self._store = tokenize, encode, pad_id, store
+        self._tokenize, self._encode, self._store = tokenize, encode, store
         self._cache: OrderedDict[str, Floats] = OrderedDict()
         self._lists: OrderedDict[tuple[tuple[str, ...], tuple[Template, ...]], Floats] = OrderedDict()
         self._lock = Lock()  # guards the caches, not the network: a long call must not stop the others
@@ -104,7 +102,7 @@ class TextTower:
                 stop += 1
             part = order[start:stop]
             longest = max(len(ids[i]) for i in part)
-            padded = np.full((len(part), longest), self._pad_id, np.int64)
+            padded = np.zeros((len(part), longest), np.int64)
             mask = np.zeros_like(padded)
             for row_index, i in enumerate(part):
                 padded[row_index, : len(ids[i])] = ids[i]

@@ -229,7 +229,7 @@ def format_lines(groups: tuple[tuple[str, ...], ...], name: str) -> str:
 
 def _yaml(name: str) -> Any:
     try:
-        import yaml  # type: ignore[import-untyped, unused-ignore]
+        import yaml
     except ImportError as error:
         raise MissingDependencyError(f"{name!r} needs pyyaml: pip install 'ovseg[yaml]'. Or use a .json file.") from error
     return yaml

@@ -257,7 +257,7 @@ def test_an_overlay_beside_other_outputs() -> None:
 def test_a_picture_too_large_for_its_format(suffix: str) -> None:
     result = ovseg.Segmentation(np.zeros((2, 70_000), np.uint8), ("sky",), 255)
     with pytest.raises(ovseg.OutputError):
-        writing.write_picture(result, Path(f"look.{suffix}"))
+        writing.write_result(result, Path(f"look.{suffix}"), "overlay")
     assert not listed()
 
 

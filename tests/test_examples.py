@@ -96,6 +96,17 @@ def test_garbage_is_refused(example):
         look(Label("rust", examples=[example]), None)
 
 
+def test_what_is_no_label_is_refused(tmp_path):
+    with pytest.raises(InvalidLabelsError, match="Expected an ovseg.Label; got str"):
+        look("rust", None)
+    with pytest.raises(InvalidLabelsError, match="Expected an ovseg.Label; got str"):
+        save_labels(tmp_path / "l.npz", ["rust"])
+    for one in (Label("rust"), "rust"):
+        with pytest.raises(InvalidLabelsError, match="list of labels"):
+            save_labels(tmp_path / "l.npz", one)
+    assert not any(tmp_path.iterdir())
+
+
 def test_files(tmp_path):
     label = look(Label("rust", "corrosion", color="#aa5500", threshold=0.3, examples=[(halves(), right_half())]), None)
     save_labels(tmp_path / "l.npz", [label, Label("sky")])
@@ -186,3 +197,6 @@ def test_teach_carries_over():
     assert result.mask("grass")[:, 72:].mean() > 0.9 and result.mask("brick")[:, :56].mean() > 0.9
     with pytest.raises(InvalidArgumentError, match="two images"):
         teach(seg, [(picture(0), hints), (picture(1), Hints.tags("grass"))], ["grass", "brick"])
+    for wrong, kinds in [(picture(1), "number 1 is ndarray"), ((picture(1), "grass"), r"number 1 is \(ndarray, str\)")]:
+        with pytest.raises(InvalidArgumentError, match=kinds):
+            teach(seg, [(picture(0), hints), wrong], ["grass", "brick"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ovseg.errors import InvalidArgumentError, OutputError
-from ovseg.output.files import check_overwrites, write_atomically
+from ovseg.output.files import check_overwrites, write_atomically, write_json
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")
 
@@ -160,3 +161,10 @@ def test_what_is_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.Mo
         for read, written in (("a.png", name), (Path(name), "a.png")):
             with pytest.raises(InvalidArgumentError, match=r"would be written over its input .*Choose another name"):
                 check_overwrites(["b.png", read], ["c.png", written])
+
+
+def test_json_holds_no_nan_and_any_file_name(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    write_json(path, {"iou": (float("nan"), 1.5), "at": {"file": "\udcff.png", "label": "gräs"}})
+    assert json.loads(path.read_text("utf-8")) == {"iou": [None, 1.5], "at": {"file": "\udcff.png", "label": "gräs"}}
+    assert "gräs" in path.read_text("utf-8")

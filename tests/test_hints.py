@@ -96,6 +96,8 @@ def test_tags_have_no_pixels():
     seeds = (Hints.tags(["dog", "lawn"]) + Hints.clicks({"cat": (1, 1)})).seeds((20, 30), LABELS)
     assert seeds.tags == {1, 2} and seeds.pointed_at == {3}
     assert Hints.tags("dog").labels == ("dog",)
+    with pytest.raises(InvalidLabelsError, match="a word or several"):
+        Hints.tags(5)
 
 
 def test_words_are_found_by_any_synonym_and_case():
@@ -267,8 +269,10 @@ def test_strokes_that_cannot_be_read(tmp_path):
     ]:
         with pytest.raises(error, match=message):
             Hints.load(tmp_path / name, labels)
-    with pytest.raises(InvalidArgumentError, match="colour of 'dog'"):
-        Hints.load(tmp_path / "colour.png", colors={"dog": "red"})
+    wrong = [({"dog": "red"}, "colour of 'dog'"), ({"dog": (0.5, 7, 7)}, "colour of 'dog'"), ([(7, 7, 7)], "must map labels")]
+    for colors, message in wrong:
+        with pytest.raises(InvalidArgumentError, match=message):
+            Hints.load(tmp_path / "colour.png", colors=colors)
 
 
 @pytest.mark.parametrize(

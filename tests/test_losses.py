@@ -457,7 +457,28 @@ def test_gradients_are_those_of_finite_differences(name: str, image: Tensor, mas
     lambda p, i: losses.random_features(i[0, 0], 0),
     lambda p, i: ExactAffinity(torch.zeros(9000, 2)),
     lambda p, i: losses.image_affinities(i * float("nan")),
+    lambda p, i: losses.partial_cross_entropy(p, torch.zeros(B, H, W)),
+    lambda p, i: losses.entropy(p, torch.ones(B, H, W)),
+    lambda p, i: losses.pairwise(p, i, mask=torch.ones(B, H, W)),
+    lambda p, i: losses.dense_crf(p[:, :, 1:], _exact(i)),
+    lambda p, i: losses.dense_crf(p[:, :, 1:], losses.image_affinities(i)),
+    lambda p, i: losses.normalized_cut(p, _exact(i), torch.ones(B, H, W)),
+    lambda p, i: losses.tag_loss(p, torch.full((B, K), 0.5)),
+    lambda p, i: losses.tag_loss(p, torch.ones(B, K), mask=torch.ones(B, H, W)),
+    lambda p, i: losses.tag_loss(p, torch.ones(B, K), "log-sum-exp", sharpness=float("inf")),
+    lambda p, i: losses.graph_smoothness(p[0, 0], torch.tensor([[0], [H]]), torch.ones(1)),
+    lambda p, i: losses.graph_smoothness(p[0, 0], torch.tensor([[0], [1]]), torch.ones(1), reduction="max"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(call: Callable[[Tensor, Tensor], object], probabilities: Tensor, image: Tensor) -> None:
     with pytest.raises(InvalidArgumentError):
         call(probabilities, image)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(_LOSSES))
+def test_half_precision_is_summed_in_single(name: str, kind: torch.dtype, image: Tensor, mask: Tensor) -> None:
+    logits = _random(B, K, H, W, seed=5).to(kind)
+    found = _LOSSES[name](logits, image, mask)
+    assert found.dtype != kind
+    probabilities = logits.softmax(1).double().log()  # what half precision made of the softmax is given to both
+    torch.testing.assert_close(found.double(), _LOSSES[name](probabilities, image, mask), rtol=2e-2, atol=2e-3)

@@ -892,6 +892,29 @@ def test_a_gpu_that_does_not_work_is_left_with_a_warning(
     assert capsys.readouterr().out == ""
 
 
+def test_threads_that_load_at_once_give_stdout_back() -> None:
+    before, entered, inside, left = sys.stdout, threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with onnx_runtime._quiet():
+            entered.set()
+            inside.wait(0.2)
+        left.set()
+
+    def second() -> None:
+        entered.wait()
+        with onnx_runtime._quiet():
+            inside.set()
+            left.wait(0.2)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.stdout is before
+
+
 def test_a_session_that_fails_is_a_backend_error(segmenter: ovseg.Segmenter) -> None:
     runtime = segmenter._model._runtime
     with pytest.raises(BackendError, match="image graph"):

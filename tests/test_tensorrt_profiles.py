@@ -107,7 +107,6 @@ def test_memory_of_a_chain_is_its_two_largest_neighbours() -> None:
     found = estimate_memory(model, {"x": (7, 10)})
     assert (found.inputs, found.outputs, found.weights, found.unknown) == (280, 28, 8, 0)
     assert found.activations == 2 * 560  # b and c; a is done with by then, the output counts by itself
-    assert found.total() == 280 + 28 + 8 + 1120
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 

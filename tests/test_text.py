@@ -18,13 +18,7 @@ from ovseg.text import BATCH_TOKENS, TextTower, normalised
 from ovseg.vocabulary import TEMPLATE_SETS, build_prompts, parse_templates
 
 DIM = 8
-PAD = 77
 VECTORS = np.random.default_rng(0).standard_normal((256, DIM))
-
-
-@dataclass
-class Encoding:
-    ids: list[int]
 
 
 class Letters:
@@ -46,7 +40,7 @@ class Network:
         assert ids.dtype == mask.dtype == np.int64
         assert ids.shape == mask.shape
         assert (mask[:, :-1] >= mask[:, 1:]).all() and mask[:, -1].any()
-        assert (ids[mask == 0] == PAD).all()
+        assert (ids[mask == 0] == 0).all()
         self.shapes.append(ids.shape)
         self.texts += len(ids)
         place = 1 + np.arange(ids.shape[1]) % 5
@@ -62,7 +56,7 @@ def direct(text: str) -> NDArray[np.float64]:
 
 def make() -> tuple[TextTower, Network]:
     network = Network()
-    return TextTower(Letters(), network, PAD), network
+    return TextTower(Letters(), network), network
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.analysis.files import find_results, first_readable, write_csv, write_json
+from ovseg.analysis.files import find_results, first_readable, write_csv
 from ovseg.analysis.maps import LabelMap, open_map
 from ovseg.errors import InvalidArgumentError, InvalidImageError
+from ovseg.output.files import write_json
+from ovseg.output.palette import UNDECIDED
 from ovseg.result import Segmentation
 
-UNDECIDED = "(undecided)"
 MAX_MARKED = 1 << 28
 """Pixels from which on `Comparison.changed` is left out: it takes a byte for each."""
 
@@ -188,7 +189,7 @@ def compare_folders(first: str | os.PathLike[str], second: str | os.PathLike[str
     Raises:
         InvalidImageError: If a folder does not exist, or no pair could be compared.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     ours, theirs = find_results(first), find_results(second)
     unpaired = {name: f"only in {os.fspath(second if name in theirs else first)}" for name in sorted(ours.keys() ^ theirs.keys())}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ovseg.analysis.maps import SCENES, LabelMap, open_map
@@ -92,10 +91,3 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     writer.writerows(rows)
     with write_atomically(path) as file:
         file.write(text.getvalue().encode("utf-8", "surrogateescape"))  # names of files need not be valid Unicode
-
-
-def write_json(path: str | os.PathLike[str], document: Mapping[str, object]) -> None:
-    """Write a JSON file."""
-    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
-    with write_atomically(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so

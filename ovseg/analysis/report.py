@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovseg.analysis.files import find_results, first_readable, write_csv, write_json
+from ovseg.analysis.files import find_results, first_readable, write_csv
 from ovseg.errors import InvalidArgumentError, InvalidImageError
+from ovseg.output.files import write_json
 from ovseg.output.ground import PixelSize, pixel_area
+from ovseg.output.palette import UNDECIDED
 from ovseg.output.regions import Region
 from ovseg.output.render import count_pixels
 
@@ -54,7 +56,7 @@ class Report:
         total = self.pixels.sum(1)
         shares = self.pixels / total[:, None]
         rows = []
-        for i, label in enumerate((*self.labels, "(undecided)")):
+        for i, label in enumerate((*self.labels, UNDECIDED)):
             asked = self.asked[:, i] if i < len(self.labels) else np.ones(len(total), bool)
             mine = self.pixels[:, i]
             count = int(mine.sum())
@@ -72,7 +74,7 @@ class Report:
                     "area": None if self.pixel_area is None else count * self.pixel_area,
                 }
             )
-        return sorted(rows, key=lambda row: (row["label"] == "(undecided)", -row["pixels"]))
+        return sorted(rows, key=lambda row: (row["label"] == UNDECIDED, -row["pixels"]))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
@@ -111,7 +113,7 @@ class Report:
             [name, *(int(count) if known else None for count, known in zip(counts, asked, strict=False)), int(counts[-1])]
             for name, counts, asked in zip(self.names, self.pixels, self.asked, strict=True)
         ]
-        write_csv(path, ["image", *self.labels, "(undecided)"], rows)
+        write_csv(path, ["image", *self.labels, UNDECIDED], rows)
 
     def save_regions(self, path: str | os.PathLike[str]) -> None:
         """Write a .csv with a row for each region; only of a report that was made with regions."""
@@ -168,7 +170,7 @@ def report(
         InvalidImageError: If the folder does not exist or holds no result.
         InvalidArgumentError: If an option is outside its range.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     area = pixel_area(pixel_size)
     places: dict[str, int] = {}

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +43,9 @@ def run(options: argparse.Namespace) -> int:
     return 1 if found.unpaired else 0
 
 
-def _write_mask(changed: object, path: Path) -> None:
-    import numpy as np
+def _write_mask(changed: NDArray[np.bool_], path: Path) -> None:
     from PIL import Image
 
-    from ovseg.output.files import write_atomically
+    from ovseg.output.files import write_picture
 
-    with write_atomically(path) as file:
-        Image.fromarray(np.asarray(changed).astype(np.uint8) * 255).save(file, "PNG")
+    write_picture(path, Image.fromarray(changed.astype("uint8") * 255))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ovseg.commands.options import WINDOWS, load_model, model_options, parse_size
 from ovseg.errors import InvalidArgumentError
@@ -75,7 +74,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _with_hints(segmenter: Segmenter, datasets: list[Dataset], options: argparse.Namespace) -> None:
     from ovseg.evaluation.hints import evaluate_hints
-    from ovseg.output.files import write_atomically
 
     results = []
     for dataset in datasets:
@@ -84,14 +82,11 @@ def _with_hints(segmenter: Segmenter, datasets: list[Dataset], options: argparse
         )
         results.append(result.as_dict())
         print(result.format_table())
-    if options.json:
-        with write_atomically(options.json) as file:
-            file.write(json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
+    _write(results, options.json)
 
 
 def _evaluate(segmenter: Segmenter, datasets: list[Dataset], options: argparse.Namespace) -> None:
     from ovseg.evaluation.evaluate import evaluate
-    from ovseg.output.files import write_atomically
 
     results = []
     for dataset in datasets:
@@ -107,17 +102,21 @@ def _evaluate(segmenter: Segmenter, datasets: list[Dataset], options: argparse.N
             tags=options.tags,
             limit=options.limit,
         )
-        results.append(result)
+        results.append(result.as_dict())
         print(result.format_table())
-    if options.json:
-        content = [result.as_dict() for result in results]
-        with write_atomically(options.json) as file:
-            file.write(json.dumps(content[0] if len(content) == 1 else content, indent=2).encode())
+    _write(results, options.json)
+
+
+def _write(results: list[dict[str, Any]], path: Path | None) -> None:
+    """Write the result of one dataset, or a list of several."""
+    from ovseg.output.files import write_json
+
+    if path is not None:
+        write_json(path, results[0] if len(results) == 1 else results)
 
 
 def _calibrate(segmenter: Segmenter, datasets: list[Dataset], fit_on: list[Dataset], options: argparse.Namespace) -> None:
     from ovseg.evaluation.calibrate import calibrate
-    from ovseg.output.files import write_atomically
 
     result = calibrate(
         segmenter,
@@ -133,6 +132,6 @@ def _calibrate(segmenter: Segmenter, datasets: list[Dataset], fit_on: list[Datas
         result.save(options.json)
     if options.diagram:
         from ovseg.evaluation.diagram import draw_calibration
+        from ovseg.output.files import write_picture
 
-        with write_atomically(options.diagram) as file:
-            draw_calibration(result).save(file, "PNG")
+        write_picture(options.diagram, draw_calibration(result))

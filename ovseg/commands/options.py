@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovseg.errors import InvalidArgumentError, InvalidImageError, InvalidLabelsError
-from ovseg.jobs.images import IMAGE_SUFFIXES
+from ovseg.image import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from ovseg.segmenter import Segmenter

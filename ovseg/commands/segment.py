@@ -15,8 +15,8 @@ from ovseg.commands.tables import coverage_table
 from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.hints import Hints
 from ovseg.jobs.frames import is_video
-from ovseg.jobs.writing import FORMATS, PICTURES, SUFFIX_OF, make_folder, write_result
-from ovseg.output.files import check_overwrites
+from ovseg.jobs.writing import FORMATS, SUFFIX_OF, make_folder, write_result
+from ovseg.output.files import PICTURES, check_overwrites
 from ovseg.refine import METHODS
 from ovseg.vocabulary import parse_labels
 

@@ -52,7 +52,7 @@ def refuse(options: argparse.Namespace, first: str) -> None:
 
 def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
     """Segment a folder, and return the exit status: 1 if an image could not be segmented."""
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     from ovseg.jobs.folder import segment_folder
 

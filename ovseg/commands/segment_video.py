@@ -37,7 +37,7 @@ def refuse(options: argparse.Namespace, first: str) -> None:
 
 def run(options: argparse.Namespace, asked: SegmentOptions) -> int:
     """Segment a video, and return the exit status."""
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     from ovseg.jobs.frames import WRITABLE, open_video
     from ovseg.jobs.overlap import share_cores

@@ -23,11 +23,13 @@ def coverage_table(image: str, result: Segmentation) -> str:
 
 def share_table(image: str, size: tuple[int, int], coverage: Mapping[str, float]) -> str:
     """Draw the same of an image of (height, width) pixels and the shares of its labels."""
+    from ovseg.output.palette import UNDECIDED
+
     height, width = size
     rows = sorted(((label, share) for label, share in coverage.items() if share > 0), key=lambda row: -row[1])
     undecided = 1 - sum(coverage.values())
     if undecided > 1e-9:
-        rows.append(("(undecided)", undecided))
+        rows.append((UNDECIDED, undecided))
     lines = [f"{image}  {width} x {height}", bars(rows)]
     missing = [label for label, share in coverage.items() if share == 0]
     if missing:

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,46 +95,29 @@ class BenchmarkResult:
         """Model, device and precision in a line."""
         return f"{self.model}, {self.device}, {self.dtype}{', random weights' if self.random_weights else ''}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields, for JSON."""
-        return asdict(self)
-
-    def format_table(self) -> str:
-        """Return what was measured as text."""
-        height, width = self.image_size
-        memory = "" if self.peak_megabytes is None else f", at most {self.peak_megabytes:.0f} MB of memory"
-        lines = [
-            f"{self.model} on {self.device}, {width} x {height} px: loaded in {self.load_seconds:.2f} s{memory}",
-            f"{'labels':>8} {'words, once':>13} {'segment':>10} {'from features':>14}",
-        ]
-        for count, seconds in self.segment_seconds.items():
-            ask = f"{self.ask_seconds[count].median:.3f} s" if count in self.ask_seconds else "-"
-            lines.append(f"{count:8d} {self.words_seconds[count]:11.3f} s {seconds.median:8.3f} s {ask:>14}")
-        if self.encode_seconds is not None:
-            lines.append(f"features of the image: {self.encode_seconds.median:.3f} s")
-        return "\n".join(lines)
-
 
 @dataclass(frozen=True)
 class Entry:
     """A model to be measured.
 
     Attributes:
-        load: Makes the segmenter.
+        segmenter: The model.
+        name: What it is called in the result.
+        load_seconds: How long it took to load [s].
         dtype: Precision of the network.
         random_weights: Whether its weights are random.
     """
 
-    load: Callable[[], Segmenter]
+    segmenter: Segmenter
+    name: str
+    load_seconds: float
     dtype: str = "float32"
     random_weights: bool = False
 
 
 @dataclass
-class _Loaded:
+class _Measured:
     entry: Entry
-    segmenter: Segmenter
-    seconds: float
     features: Any = None
     words: dict[int, float] = field(default_factory=dict)
     labels: dict[int, list[str]] = field(default_factory=dict)
@@ -209,29 +192,6 @@ def peak_megabytes() -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def benchmark(
-    load: Callable[[], Segmenter],
-    image_size: tuple[int, int] = (480, 640),
-    counts: Sequence[int] = (1, 10, 100),
-    repeats: int = 3,
-    size: int | str | None = None,
-    window: str | None = None,
-    templates: Any = None,
-) -> BenchmarkResult:
-    """Measure one model.
-
-    Args:
-        load: Makes the segmenter.
-        image_size: (height, width) of the image [px].
-        counts: Numbers of labels.
-        repeats: How often each thing is measured. One run before them does not count.
-        size: See `Segmenter.segment`.
-        window: See `Segmenter.segment`.
-        templates: See `Segmenter.segment`.
-    """
-    return compare([Entry(load)], image_size, counts, repeats, size, window, templates)[0]
-
-
 def compare(
     entries: Sequence[Entry],
     image_size: tuple[int, int] = (480, 640),
@@ -262,9 +222,7 @@ def compare(
     actions: dict[str, Callable[[], object]] = {}
     models = []
     for number, entry in enumerate(entries):
-        began = time.perf_counter()
-        segmenter = entry.load()
-        model = _Loaded(entry, segmenter, time.perf_counter() - began)
+        segmenter, model = entry.segmenter, _Measured(entry)
         models.append(model)
         if not segmenter.card.conditional:
             model.features = segmenter.encode_image(image, **sizes)
@@ -278,11 +236,11 @@ def compare(
     peak = peak_megabytes()
     return [
         BenchmarkResult(
-            model.segmenter.name,
-            model.segmenter.device,
+            model.entry.name,
+            model.entry.segmenter.device,
             image_size,
-            model.segmenter.card.megabytes,
-            model.seconds,
+            model.entry.segmenter.card.megabytes,
+            model.entry.load_seconds,
             found.get(f"{number} encode"),
             model.words,
             {count: found[f"{number} segment {count}"] for count in model.labels},
@@ -305,11 +263,12 @@ def _answer(segmenter: Segmenter, source: Any, labels: list[str], options: Mappi
 
 
 def _read_words(
-    model: _Loaded, counts: Sequence[int], image: NDArray[np.uint8], sizes: Mapping[str, Any], templates: Any, limit: float
+    model: _Measured, counts: Sequence[int], image: NDArray[np.uint8], sizes: Mapping[str, Any], templates: Any, limit: float
 ) -> None:
     """Read each number of labels; none of them was read for a smaller number."""
     everything = words(sum(counts) + 1)
-    segmenter, conditional, used = model.segmenter, model.segmenter.card.conditional, 1
+    segmenter, used = model.entry.segmenter, 1
+    conditional = segmenter.card.conditional
 
     def read(labels: list[str]) -> object:
         if conditional:  # it reads them anew for every image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from ovseg.errors import DatasetError, InvalidArgumentError, UnsupportedOperatio
 from ovseg.evaluation.calibration import Quality, change_temperature, fit_temperature
 from ovseg.evaluation.datasets import Dataset, without_rules
 from ovseg.evaluation.evaluate import spread
-from ovseg.output.files import write_atomically
+from ovseg.output.files import write_json
 from ovseg.vocabulary import Templates, parse_templates
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ class Calibration:
         Raises:
             OutputError: If the file cannot be written.
         """
-        with write_atomically(path) as file:
-            file.write(f"{json.dumps(self.as_dict(), ensure_ascii=False, indent=1)}\n".encode())
+        write_json(path, self.as_dict())
 
     def format_table(self) -> str:
         """Format the result as text to print: a line per dataset, and what thresholds would keep."""
@@ -208,7 +206,7 @@ def _draw(
     progress: bool,
 ) -> _Drawn:
     """Segment some images of a dataset and keep the scores of some labelled pixels of each."""
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     each = min(pixels, max(1, _MAX_BYTES // (4 * len(dataset.labels) * len(chosen))))
     kept: list[NDArray[np.float32]] = []

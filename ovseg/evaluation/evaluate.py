@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -17,7 +16,7 @@ from ovseg.errors import InvalidArgumentError
 from ovseg.evaluation.boundaries import BoundaryIou
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.metrics import ConfusionMatrix
-from ovseg.output.files import write_atomically
+from ovseg.output.files import without_nan, write_json
 from ovseg.prompts import fold
 from ovseg.vocabulary import Label, Labels, Templates, TemplateSet, parse_labels, parse_templates
 
@@ -102,7 +101,7 @@ class EvaluationResult:
         """Return all values as JSON has them, None for NaN."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["images_per_second"] = self.images_per_second
-        result: dict[str, Any] = _to_json(values)
+        result: dict[str, Any] = without_nan(values)
         return result
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -111,9 +110,7 @@ class EvaluationResult:
         Raises:
             OutputError: If the file cannot be written.
         """
-        text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-        with write_atomically(path) as file:
-            file.write(f"{text}\n".encode())
+        write_json(path, self.as_dict())
 
     def format_table(self) -> str:
         """Format the result as text to print: a line per class, the means below."""
@@ -194,7 +191,7 @@ def evaluate(
         InvalidArgumentError: If `limit` is not a positive integer, or `tags` is something else.
         InvalidLabelsError: If `rivals` is invalid.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     samples = [dataset.samples[i] for i in spread(len(dataset), limit)]
     if not (templates is None or isinstance(templates, str | TemplateSet) or callable(templates)):
@@ -299,16 +296,6 @@ def _describe(option: Any) -> Any:
     if isinstance(option, tuple | list):
         return [_describe(item) for item in option]
     return getattr(option, "__name__", str(option))
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_to_json(item) for item in value]
-    return value
 
 
 def _show(value: float) -> str:

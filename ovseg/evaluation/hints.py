@@ -10,7 +10,6 @@ robot's clicks would be worth if each set its whole region right and touched not
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from ovseg.evaluation.metrics import ConfusionMatrix
 from ovseg.features import ImageFeatures
 from ovseg.hints import Hints
 from ovseg.marks import RADIUS
-from ovseg.output.files import write_atomically
+from ovseg.output.files import write_json
 from ovseg.output.regions import region_map
 from ovseg.segmenter import Segmenter
 from ovseg.similarity import Grid
@@ -78,8 +77,7 @@ class HintsResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `as_dict` to a JSON file."""
-        with write_atomically(path) as file:
-            file.write(f"{json.dumps(self.as_dict(), indent=2)}\n".encode())
+        write_json(path, self.as_dict())
 
     def format_table(self) -> str:
         """Format the result as text to print: a line for each number of clicks."""
@@ -163,7 +161,7 @@ def evaluate_hints(
         InvalidLabelsError: If the dataset's vocabulary says more than words.
     """
     without_rules(dataset, "A robot that clicks")
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     counts = tuple(clicks)
     if not counts or any(type(n) is not int or n < 0 for n in counts) or list(counts) != sorted(set(counts)):
@@ -261,8 +259,7 @@ def _session(
             spot = (x, y, int(truth[y, x]))
         if spot is not None:
             x, y, label = spot
-            mask = np.zeros(truth.shape, bool)  # what a person paints at the edge of a thing stays on the thing
-            rows, columns = np.ogrid[: truth.shape[0], : truth.shape[1]]
+            rows, columns = np.ogrid[: truth.shape[0], : truth.shape[1]]  # what a person paints at the edge of a thing stays on the thing
             mask = ((rows - y) ** 2 + (columns - x) ** 2 <= RADIUS**2) & (truth == label)
             hints += Hints.scribbles({dataset.labels[label][0]: mask})
             predicted, entropy = answer(hints)

@@ -114,20 +114,19 @@ def window_loop(
     return (full[0] * 40).softmax(0).argmax(0)
 
 
-def clip_windows(image: NDArray[np.uint8], tower: str = "ViT-B-16-quickgelu") -> Action:
+def clip_windows(image: NDArray[np.uint8]) -> Action:
     """Run open_clip's own image tower in eager torch over windows of 224 px every 112 px of the image with short side 336 px.
 
     The patch tokens go through the projection, as in the plainest read-out; the others cost about as much. Text embeddings are given.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        tower: Its name in open_clip.
     """
     import open_clip
     import torch
     from PIL import Image
 
-    network = open_clip.create_model(tower, pretrained=None).eval()
+    network = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).eval()
     visual = network.visual
     visual.output_tokens = True
     height, width = image.shape[:2]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
-from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+from tqdm import tqdm
 
 from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.jobs.images import Item, check_targets, find_images, plan

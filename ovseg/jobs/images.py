@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.errors import InvalidArgumentError, InvalidImageError
+from ovseg.image import IMAGE_SUFFIXES
 from ovseg.jobs.writing import SUFFIX_OF, check_folder
-
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".ico", ".tga")
-)
-"""What image files end in."""
 
 
 @dataclass(frozen=True)

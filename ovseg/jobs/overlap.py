@@ -14,6 +14,7 @@ from ovseg.errors import InvalidArgumentError
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
 
+
 def share_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
     """Decide how many workers there are, and how many threads the network has in each.
 

@@ -15,13 +15,12 @@ from ovseg.jobs.overlap import in_order, share_cores
 from ovseg.jobs.task import placed
 from ovseg.output.files import write_atomically
 from ovseg.output.formats import make_coco_annotations
+from ovseg.output.palette import UNDECIDED
 from ovseg.result import Segmentation
 
 SUMMARIES = {"csv": "coverage.csv", "parquet": "coverage.parquet", "coco": "coco.json"}
 """Names of the files, by kind."""
 KINDS = tuple(SUMMARIES)
-UNDECIDED = "(undecided)"
-"""Column of the pixels without a label."""
 
 _FIXED = ("image", "height", "width")
 _ROWS = 1000  # of a table that are in memory together
@@ -113,8 +112,8 @@ def _write_csv(file: BinaryIO, header: Sequence[str], table: Iterable[list[Any]]
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise MissingDependencyError("A Parquet file needs pyarrow: pip install pyarrow.") from error
     return pyarrow
@@ -143,7 +142,7 @@ def _write_parquet(file: BinaryIO, header: Sequence[str], table: Iterable[list[A
 
 def _write_coco(file: BinaryIO, out: Path, manifest: Manifest, names: Sequence[str], labels: Sequence[str], progress: bool) -> None:
     """Write one COCO file, mask by mask; the label maps are read back from the results."""
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from tqdm import tqdm
 
     ids = {name: number for number, name in enumerate(names, start=1)}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovseg.errors import OutputError
+from ovseg.output.files import write_picture
 
 if TYPE_CHECKING:
     from ovseg.result import Segmentation
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 SUFFIX_OF = {"overlay": ".overlay.png", "png": ".png", "json": ".json", "geojson": ".geojson", "npz": ".npz"}
 """What is added to the stem of an image's name, by format."""
 FORMATS = tuple(SUFFIX_OF)
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""What an overlay can be saved as: suffix -> Pillow's name."""
 
 
 def write_result(result: Segmentation, path: Path, kind: str, file_name: str | None = None) -> None:
@@ -31,21 +30,9 @@ def write_result(result: Segmentation, path: Path, kind: str, file_name: str | N
         OutputError: If the file cannot be written.
     """
     if kind == "overlay":
-        write_picture(result, path)
+        write_picture(path, result.overlay())
     else:
         result.save(path, file_name=file_name if path.suffix.lower() == ".json" else None)
-
-
-def write_picture(result: Segmentation, path: Path) -> None:
-    """Write the overlay as PNG, JPEG or WebP."""
-    from ovseg.output.files import write_atomically
-
-    picture = result.overlay()
-    try:
-        with write_atomically(path) as file:
-            picture.save(file, PICTURES[path.suffix.lower()])
-    except ValueError as error:  # WebP takes at most 16,383 pixels a side
-        raise OutputError(f"Cannot write {str(path)!r}: {error}.") from error
 
 
 def make_folder(folder: Path) -> None:

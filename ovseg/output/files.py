@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ovseg.errors import InvalidArgumentError, OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What a picture can be written as: suffix -> Pillow's name."""
 
 
 def check_overwrites(inputs: Iterable[Any], targets: Iterable[str | os.PathLike[str]]) -> None:
@@ -81,6 +89,45 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and not isinstance(error, OutputError):
             raise _explain(path, error) from error
         raise
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> None:
+    """Write a JSON file, UTF-8, complete or not at all.
+
+    Args:
+        path: Where to.
+        document: What JSON can hold; NaN becomes null.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    text = json.dumps(without_nan(document), ensure_ascii=False, indent=1, allow_nan=False)
+    with write_atomically(path) as file:
+        file.write(f"{text}\n".encode("utf-8", "backslashreplace"))  # names of files need not be valid Unicode: JSON escapes them so
+
+
+def without_nan(value: Any) -> Any:
+    """Put None in the place of NaN, which JSON does not know, in a value and in all that is in it."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """Write a picture in the format of its suffix, a key of `PICTURES`, complete or not at all.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        with write_atomically(path) as file:
+            picture.save(file, PICTURES[path.suffix.lower()])
+    except ValueError as error:  # WebP takes at most 16,383 pixels a side
+        raise OutputError(f"Cannot write {str(path)!r}: {error}.") from error
 
 
 def _explain(path: str | os.PathLike[str], error: Exception) -> OutputError:

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from ovseg.errors import InvalidLabelsError
 
+UNDECIDED = "(undecided)"
+"""What tables call pixels without a label."""
 UNDECIDED_COLOR = (218, 221, 226)  # pixels without a label, where there is no picture to show
 
 # Base colours, chosen by search: near a natural colour, and >= 0.075 apart in all three views.

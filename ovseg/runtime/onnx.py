@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ovseg.similarity import Axis, Indices, Labels
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+_PRINTING = threading.Lock()
 
 Floats = NDArray[np.float32]
 
@@ -61,6 +62,19 @@ def has_nvidia_gpu() -> bool:
         return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
     except (OSError, AttributeError):
         return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Log what onnxruntime prints, such as the GPU libraries that it misses: stdout belongs to the caller.
+
+    One thread at a time, as stdout is that of the process: two would give it back in the wrong order, and it would stay redirected.
+    """
+    said = io.StringIO()
+    with _PRINTING, contextlib.redirect_stdout(said):
+        yield
+    if said.getvalue():
+        logger.info("%s", said.getvalue().strip())
 
 
 class OnnxRuntime:
@@ -164,17 +178,14 @@ class OnnxRuntime:
         import onnxruntime
 
         options = self._options()
-        wants_gpu, said = self.name == "onnx:cuda", io.StringIO()
+        wants_gpu = self.name == "onnx:cuda"
         try:
-            # onnxruntime prints which GPU libraries it misses; stdout belongs to the caller.
-            with contextlib.redirect_stdout(said) if wants_gpu else contextlib.nullcontext():
+            with _quiet() if wants_gpu else contextlib.nullcontext():
                 if wants_gpu and hasattr(onnxruntime, "preload_dlls"):
                     onnxruntime.preload_dlls()
                 session = onnxruntime.InferenceSession(str(self._paths[part]), options, providers=self._provider_options())
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise WeightsError(f"onnxruntime cannot load {self._paths[part]}: {error}") from error
-        if said.getvalue():
-            logger.info("%s", said.getvalue().strip())
         used = session.get_providers()
         if used[0] != self._providers[0]:
             trouble = "onnxruntime found a GPU but fell back to the CPU: CUDA or cuDNN 9 cannot be loaded."

@@ -81,7 +81,6 @@ class Engine:
         folder: The folder of the engine.
         part: "image" or "segmenter".
         cuda: The GPU.
-        shapes: Input shapes that are kept ready.
 
     Raises:
         MissingDependencyError: TensorRT 11 is not there.
@@ -89,11 +88,11 @@ class Engine:
         WeightsError: The files are incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, part: str, cuda: Cuda, shapes: int = SHAPES) -> None:
+    def __init__(self, folder: Path, part: str, cuda: Cuda) -> None:
         self._trt = load_tensorrt()
         self.record: EngineRecord = read_record(folder, part)
         check_record(self.record, folder, self._trt.__version__, cuda.describe())
-        self._cuda, self._shapes = cuda, shapes
+        self._cuda = cuda
         self._slots: OrderedDict[tuple[tuple[str, Shape], ...], _Slot] = OrderedDict()
         self._log = make_logger(self._trt)  # TensorRT does not keep it alive
         self._runtime = self._trt.Runtime(self._log)
@@ -157,7 +156,7 @@ class Engine:
         key = tuple((name, feeds[name].shape) for name in self.inputs)
         slot = self._slots.pop(key, None)
         if slot is None:
-            while len(self._slots) >= self._shapes:
+            while len(self._slots) >= SHAPES:
                 self._slots.popitem(last=False)  # nothing of it is running: every run is waited for
             slot = self._prepare(feeds)
         self._slots[key] = slot
@@ -229,7 +228,6 @@ class TensorRTRuntime:
         others: Runs the text tower, and what else the model has but engines: the embedding of whole images, the head.
         positions: Makes the position embeddings that the engines take beside the pixels, by the names of these inputs; None where they take
             none.
-        index: Which GPU.
 
     Raises:
         MissingDependencyError: TensorRT 11 or cuda-bindings is not installed.
@@ -237,10 +235,10 @@ class TensorRTRuntime:
         WeightsError: The folder is incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, others: Runtime, positions: Mapping[str, PositionTable] | None = None, index: int = 0) -> None:
+    def __init__(self, folder: Path, others: Runtime, positions: Mapping[str, PositionTable] | None = None) -> None:
         load_tensorrt()  # what is missing is said before a GPU is asked for
         self._folder, self._others, self._positions = folder, others, positions or {}
-        self._cuda = Cuda(index)
+        self._cuda = Cuda()
         self._image = self._open(IMAGE)
         self._segmenter: Engine | None = None
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ovseg.errors import InvalidArgumentError, OutputError
 from ovseg.image import ImageInput
-from ovseg.output.files import check_overwrites, write_atomically
+from ovseg.output.files import PICTURES, check_overwrites, write_picture
 from ovseg.output.palette import RGB
 from ovseg.output.render import count_pixels, draw_overlay
 from ovseg.result import Segmentation
@@ -33,8 +33,6 @@ from ovseg.vocabulary import Labels, Templates, Vocabulary
 
 DEFAULT_MEMORY = 512 << 20
 """Bytes of features that are held at a time."""
-
-_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,8 @@ def _check_rest(image: ImageInput, path: Path, overlay: Path | None, memory: int
         raise InvalidArgumentError(f"context must be a number from 0 to 100; got {context!r}.")
     if isinstance(memory, bool) or not isinstance(memory, (int, np.integer)) or memory < 1 << 20:
         raise InvalidArgumentError(f"memory must be a number of bytes, at least {1 << 20}; got {memory!r}.")
-    if overlay is not None and overlay.suffix.lower() not in _PICTURES:
-        raise InvalidArgumentError(f"An overlay is a picture: {', '.join(_PICTURES)}; got {overlay.name!r}.")
+    if overlay is not None and overlay.suffix.lower() not in PICTURES:
+        raise InvalidArgumentError(f"An overlay is a picture: {', '.join(PICTURES)}; got {overlay.name!r}.")
     if overlay is not None and not overlay.resolve().parent.is_dir():
         raise OutputError(f"Cannot write {str(overlay)!r}: the folder {str(overlay.resolve().parent)!r} does not exist; create it first.")
     source = getattr(image, "filename", None) if isinstance(image, np.memmap) else image
@@ -215,5 +213,4 @@ def _draw(path: Path, scene: Scene, values: Scratch, thumbnail: Thumbnail, color
         shares=list(scene.coverage().values()),
         colors=colors,
     )
-    with write_atomically(path) as file:
-        picture.save(file, _PICTURES[path.suffix.lower()])
+    write_picture(path, picture)

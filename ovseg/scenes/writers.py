@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, OutputError
-from ovseg.output.files import write_atomically
+from ovseg.output.files import write_atomically, write_json
 from ovseg.output.palette import RGB, UNDECIDED_COLOR, label_colors
 from ovseg.scenes.raster import Georeference, Scratch, rows_at_once
 from ovseg.scenes.tiff_writer import write_tiff
@@ -116,13 +116,7 @@ def write_map(path: Path, values: Scratch, legend: Legend, georeference: Georefe
             palette = legend.palette() if values.dtype == np.uint8 else None
             write_tiff(file, values, palette=palette, nodata=legend.ignore_index, description=facts, georeference=georeference, tell=tell)
     if suffix in (".tif", ".tiff", ".npy"):
-        write_legend(path.with_suffix(".labels.json"), facts)
-
-
-def write_legend(path: Path, facts: dict[str, Any]) -> None:
-    """Write what the numbers of a map mean beside it."""
-    with write_atomically(path) as file:
-        file.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
+        write_json(path.with_suffix(".labels.json"), facts)
 
 
 def _strips(values: Scratch, tell: Progress, multiple: int = 1) -> Iterator[NDArray[Any]]:

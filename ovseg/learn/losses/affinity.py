@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ovseg.errors import InvalidArgumentError
 from ovseg.lattice import Lattice
-from ovseg.learn.losses.checks import check_beside, check_positive
+from ovseg.learn.losses.checks import check_beside, check_mask, check_positive
 
 MAX_EXACT = 8192
 """Most points of an `ExactAffinity`: 256 MB of float32."""
@@ -58,6 +58,7 @@ class LatticeAffinity:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Map (N, C) to K times it."""
+        _check_points(values, len(self._vertices))
         kind = values.dtype if values.dtype == torch.float64 else torch.float32
         with torch.autocast(values.device.type, enabled=False):
             table = values.new_zeros((self._size + 1, values.shape[1]), dtype=kind)  # the last row is every missing neighbour
@@ -75,6 +76,14 @@ def _blurred(table: Tensor, sides: Tensor) -> Tensor:
     return table
 
 
+def _check_points(values: Tensor, points: int) -> None:
+    """Refuse values of other points than those that the affinity was made of."""
+    if len(values) != points:
+        raise InvalidArgumentError(
+            f"The affinity was made of {points} pixels, the map has {len(values)}. Bring image and map to one size before."
+        )
+
+
 class FeatureAffinity:
     """The linear kernel K = F F' of explicit features.
 
@@ -87,6 +96,7 @@ class FeatureAffinity:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Map (N, C) to K times it."""
+        _check_points(values, len(self._features))
         features = self._features.to(values.dtype)
         return features @ (features.T @ values.detach())
 
@@ -109,6 +119,7 @@ class ExactAffinity:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Map (N, C) to K times it."""
+        _check_points(values, len(self._matrix))
         return self._matrix.to(values.dtype) @ values.detach()
 
 
@@ -210,7 +221,7 @@ def rows_of(probabilities: Tensor, affinities: Sequence[Affinity], mask: Tensor 
         raise InvalidArgumentError(f"There must be one affinity for each of the {batch} images; got {len(affinities)}.")
     if mask is None:
         mask = torch.ones((batch, height, width), dtype=torch.bool, device=probabilities.device)
-    check_beside(mask, (batch, height, width), "mask")
+    check_mask(mask, (batch, height, width))
     parts = []
     for one, inside in zip(probabilities, mask, strict=True):
         counts = inside.flatten()[:, None].to(probabilities.dtype)

@@ -30,7 +30,7 @@ def kernel_kmeans(probabilities: Tensor, affinities: Sequence[Affinity], mask: T
     Returns:
         Scalar: the mean over the images.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     results = []
     for (values, counts), affinity in zip(rows_of(probabilities, affinities, mask), affinities, strict=True):
         inside = quadratic_form(values, affinity)
@@ -53,7 +53,7 @@ def normalized_cut(probabilities: Tensor, affinities: Sequence[Affinity], mask: 
     Returns:
         Scalar, the mean over the images, in [0, K]; a label that no pixel has adds 1.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     results = []
     for (values, counts), affinity in zip(rows_of(probabilities, affinities, mask), affinities, strict=True):
         with torch.no_grad():

@@ -39,7 +39,7 @@ def dense_crf(
     Returns:
         Scalar, not negative.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     check_choice(relaxation, RELAXATIONS, "relaxation")
     check_choice(reduction, ("mean", "sum"), "reduction")
     results = []

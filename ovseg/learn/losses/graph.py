@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ovseg.errors import InvalidArgumentError
-from ovseg.learn.losses.checks import check_beside, check_positive
+from ovseg.learn.losses.checks import check_beside, check_choice, check_positive, widened
 
 _ROWS = 2048  # distances of so many points to all others are held at a time
 
@@ -26,7 +26,7 @@ def nearest_neighbours(features: Tensor, count: int = 10, sigma: float | None = 
     points = len(features)
     if not 1 <= count < points:
         raise InvalidArgumentError(f"count must be at least 1 and less than the {points} points; got {count}.")
-    features = features.detach()
+    features = widened(features.detach())
     ends, distances = [], []
     for start in range(0, points, _ROWS):
         apart = torch.cdist(features[start : start + _ROWS], features)
@@ -63,7 +63,11 @@ def graph_smoothness(values: Tensor, edges: Tensor, weights: Tensor, reduction: 
     Returns:
         Scalar, not negative.
     """
+    check_choice(reduction, ("mean", "sum"), "reduction")
     check_beside(edges, (2, -1), "edges")
     check_beside(weights, (edges.shape[1],), "weights")
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(values):
+        raise InvalidArgumentError(f"edges must be indices in [0, {len(values)}); got {int(edges.min())} to {int(edges.max())}.")
+    values = widened(values)
     cost = (weights * (values[edges[0]] - values[edges[1]]).square().sum(1)).sum()
     return cost if reduction == "sum" else cost / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ovseg.errors import InvalidArgumentError
-from ovseg.learn.losses.checks import check_beside, check_choice, check_map
+from ovseg.learn.losses.checks import check_beside, check_choice, check_map, check_mask, check_positive, widened
 
 POOLINGS = ("max", "log-sum-exp", "noisy-or", "rank")
 UNKNOWN = -1
@@ -41,14 +41,17 @@ def pooled_logs(
         (K,) logarithm of the probability, and (K,) of its complement.
     """
     check_choice(pooling, POOLINGS, "pooling")
+    check_beside(probabilities, (-1, -1), "probabilities")
+    if probabilities.shape[1] == 0:
+        raise InvalidArgumentError("A bag must hold at least one pixel; got none.")
+    probabilities = widened(probabilities)
     if pooling == "noisy-or":  # in the logarithm, for the product of thousands of factors is 0
         none = torch.log1p(-probabilities.clamp_max(1 - _LEAST)).sum(1).clamp_max(-_LEAST)
         return torch.log(-torch.expm1(none)), none
     if pooling == "max":
         pooled = probabilities.amax(1)
     elif pooling == "log-sum-exp":
-        if not sharpness > 0:
-            raise InvalidArgumentError(f"sharpness must be positive; got {sharpness!r}.")
+        check_positive(sharpness, "sharpness")
         pooled = (torch.logsumexp(sharpness * probabilities, 1) - math.log(probabilities.shape[1])) / sharpness
     else:
         if not 0 <= decay <= 1:
@@ -83,10 +86,12 @@ def tag_loss(
     Returns:
         Scalar, the mean over the images.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     check_beside(tags, tuple(probabilities.shape[:2]), "tags")
+    if not torch.isin(tags, torch.tensor([UNKNOWN, 0, 1], device=tags.device)).all():
+        raise InvalidArgumentError(f"tags must be 1, 0 or {UNKNOWN} (unknown); got {sorted(set(tags.flatten().tolist()))[:8]}.")
     if mask is not None:
-        check_beside(mask, (len(probabilities), *probabilities.shape[2:]), "mask")
+        check_mask(mask, (len(probabilities), *probabilities.shape[2:]))
     results = []
     for i, (one, said) in enumerate(zip(probabilities, tags, strict=True)):
         bag = one.flatten(1) if mask is None else one[:, mask[i]]
@@ -116,7 +121,7 @@ def box_loss(probabilities: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     Returns:
         Scalar, the mean over the images.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     batch, labels, height, width = probabilities.shape
     if len(boxes) != batch:
         raise InvalidArgumentError(f"There must be boxes for each of the {batch} images; got {len(boxes)}.")

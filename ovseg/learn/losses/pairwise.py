@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovseg.learn.losses.checks import check_beside, check_choice, check_map, check_positive
+from ovseg.learn.losses.checks import check_beside, check_choice, check_map, check_mask, check_positive
 
 _NEAR = ((0, 1), (1, 0))
 _DIAGONAL = ((1, 1), (1, -1))
@@ -78,7 +78,7 @@ def pairwise(
     Returns:
         Scalar, not negative.
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     batch, _, height, width = probabilities.shape
     check_beside(image, (batch, -1, height, width), "image")
     check_choice(relaxation, RELAXATIONS, "relaxation")
@@ -86,7 +86,7 @@ def pairwise(
     check_choice(str(neighbourhood), tuple(map(str, NEIGHBOURHOODS)), "neighbourhood")
     check_positive(sigma, "sigma")
     if mask is not None:
-        check_beside(mask, (batch, height, width), "mask")
+        check_mask(mask, (batch, height, width))
     total = probabilities.sum() * 0
     for step in NEIGHBOURHOODS[neighbourhood]:
         weights = contrast_weights(image.detach().to(probabilities.dtype), step, sigma)

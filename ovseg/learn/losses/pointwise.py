@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovseg.errors import InvalidArgumentError
-from ovseg.learn.losses.checks import check_beside, check_map
+from ovseg.learn.losses.checks import check_beside, check_map, check_mask
 
 IGNORE = 255
 """Label of a pixel that nobody labelled."""
@@ -28,8 +28,10 @@ def partial_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IG
     Returns:
         Scalar [nat], 0 where no pixel has a label.
     """
-    check_map(logits, "logits")
+    logits = check_map(logits, "logits")
     check_beside(labels, (logits.shape[0], *logits.shape[2:]), "labels")
+    if labels.is_floating_point():
+        raise InvalidArgumentError(f"labels must be integers; got {labels.dtype}. Write labels.long().")
     known = labels != ignore_index
     if not known.any():
         return logits.sum() * 0
@@ -53,10 +55,10 @@ def entropy(probabilities: Tensor, mask: Tensor | None = None) -> Tensor:
     Returns:
         Scalar in [0, ln K] [nat].
     """
-    check_map(probabilities, "probabilities")
+    probabilities = check_map(probabilities, "probabilities")
     tiny = torch.finfo(probabilities.dtype).tiny  # 0 ln 0 is 0, and its gradient must be a number
     each = -(probabilities * probabilities.clamp_min(tiny).log()).sum(1)
     if mask is None:
         return each.mean()
-    check_beside(mask, tuple(each.shape), "mask")
+    check_mask(mask, tuple(each.shape))
     return (each * mask).sum() / mask.sum().clamp_min(1)

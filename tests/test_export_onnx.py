@@ -132,8 +132,12 @@ def test_the_graphs_take_any_size_and_have_no_resize_of_positions(clip: Path) ->
     assert dims["text_embeddings"][1] == 32 and isinstance(dims["text_embeddings"][0], str)
     runtime = ovseg.load(clip, device="cpu")._model._runtime
     for shape in ((1, 3, 16, 16), (5, 3, 160, 32), (2, 3, 64, 64)):
-        features = runtime.encode_image(np.zeros(shape, np.float32))
+        values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        features = runtime.encode_image(values)
         assert features.shape == (shape[0], 32, shape[2] // 16, shape[3] // 16)
+        held = runtime.encode_on_device(values[:, ::-1])  # no copy of it is kept by others
+        assert len(held) == shape[0] and held[0].shape == features.shape[1:]
+        np.testing.assert_array_equal(held[0].batch.numpy(), runtime.encode_image(values[:, ::-1]))
         for count in (1, 4):
             labels = runtime.label_map(np.zeros(shape, np.float32), np.eye(count, 32, dtype=np.float32))
             assert labels.shape == (shape[0], *shape[2:]) and labels.dtype == np.int32

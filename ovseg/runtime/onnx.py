@@ -228,9 +228,10 @@ class OnnxRuntime:
     def encode_on_device(self, pixel_values: Floats) -> list[DeviceFeatures]:
         """Map (B, 3, H, W) float32 pixel values to the features of each image, which stay in the memory of the device."""
         session = self._session("image")
+        feeds = {name: np.ascontiguousarray(value) for name, value in self._pixels(pixel_values).items()}  # read where they lie, to the end
         try:
             binding = session.io_binding()
-            for name, value in self._pixels(pixel_values).items():
+            for name, value in feeds.items():
                 binding.bind_cpu_input(name, value)
             binding.bind_output(session.get_outputs()[0].name, self._place)
             session.run_with_iobinding(binding)

@@ -50,13 +50,13 @@ class LabelMapper:
 
         self._place = place
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        number, numbers = (np.int64, 1), np.float32
+        whole, real = np.int64, np.float32
         graph = write_graph(
             [
                 ("Slice", ["features", "start", "stop", "axes"], ["part"]),
-                ("Reshape", ["part", "columns_of_cells"], ["cells"]),
-                ("MatMul", ["text", "cells"], ["flat"]),
-                ("Reshape", ["flat", "grid"], ["logits"]),
+                ("Reshape", ["part", "cells_shape"], ["cells"]),
+                ("MatMul", ["text", "cells"], ["products"]),
+                ("Reshape", ["products", "logits_shape"], ["logits"]),
                 ("MatMul", ["down", "logits"], ["rows"]),
                 ("MatMul", ["rows", "across"], ["pixels"]),
                 ("ArgMax", ["pixels"], ["best"]),  # over the names; ties to the first
@@ -64,8 +64,8 @@ class LabelMapper:
             ],
             {"axes": np.array([0, 2], np.int64)},
             {
-                "features": (numbers, 4), "start": number, "stop": number, "columns_of_cells": number, "grid": number,
-                "text": (numbers, 2), "down": (numbers, 2), "across": (numbers, 2), "label": (np.int32, 1),
+                "features": (real, 4), "start": (whole, 1), "stop": (whole, 1), "cells_shape": (whole, 1), "logits_shape": (whole, 1),
+                "text": (real, 2), "down": (real, 2), "across": (real, 2), "label": (np.int32, 1),
             },
             {"segmentation": (np.int32, 3)},
         )  # fmt: skip
@@ -73,8 +73,8 @@ class LabelMapper:
         total = write_graph(
             [("Slice", ["features", "start", "stop", "axes"], ["part"]), ("ReduceSum", ["part"], ["total"])],
             {"axes": np.array([0], np.int64)},
-            {"features": (numbers, 4), "start": number, "stop": number},
-            {"total": (numbers, 4)},
+            {"features": (real, 4), "start": (whole, 1), "stop": (whole, 1)},
+            {"total": (real, 4)},
         )
         self._total = onnxruntime.InferenceSession(total, options, providers=providers)
 
@@ -106,8 +106,8 @@ class LabelMapper:
                 **held,
                 "start": _whole(features.index, cells.start),
                 "stop": _whole(features.index + 1, cells.stop),
-                "columns_of_cells": _whole(size, high * w),
-                "grid": _whole(names, high, w),
+                "cells_shape": _whole(size, high * w),
+                "logits_shape": _whole(names, high, w),
                 "down": _matrix(y, high),
             }
             result[down] = self._run(self._session, features, feeds)[0]

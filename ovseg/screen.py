@@ -14,7 +14,7 @@ are multiplied four to ten times as fast where the processor has VNNI or AMX.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,20 +66,31 @@ class Screen:
         return np.flatnonzero((counts >= least[:, None]).any(0))
 
 
-def neighbours(cells: int, columns: int) -> tuple[Indices, Indices, Indices, Indices]:
-    """Return the four corners of each cell of a grid; the last row and column are their own neighbours."""
+@lru_cache(maxsize=8)
+def neighbours(cells: int, columns: int) -> Indices:
+    """Return the four corners of each cell of a grid, (4, cells); the last row and column are their own neighbours."""
     here = np.arange(cells)
     right = here + (here % columns < columns - 1)
     below = np.where(here + columns < cells, here + columns, here)
-    return here, right, below, below + (right - here)
+    corners = np.stack([here, right, below, below + (right - here)])
+    corners.flags.writeable = False
+    return corners
+
+
+@lru_cache(maxsize=8)
+def _around(cells: int, columns: int) -> Indices:
+    """Return for each cell of a grid its eight neighbours and itself, row by row: (9, cells); beyond the rim is the rim."""
+    padded = np.pad(np.arange(cells).reshape(-1, columns), 1, mode="edge")
+    around = sliding_window_view(padded, (cells // columns, columns)).reshape(9, cells)
+    around.flags.writeable = False
+    return around
 
 
 def _needed(counts: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     """Find for each corner, (M,), the least mean of the best names of all corners in the cells of the grid that it belongs to."""
-    best = counts.argmax(1).reshape(-1, columns)
-    start = (np.arange(len(counts)) * counts.shape[1]).reshape(best.shape)
-    around = sliding_window_view(np.pad(best, 1, mode="edge"), best.shape)  # (3, 3, rows, columns): the best of its neighbours and its own
-    values = counts.ravel().take(start + around)
+    place = counts.argmax(1)[_around(len(counts), columns)]  # the best of its neighbours and its own
+    place += np.arange(0, counts.size, counts.shape[1])
+    values = counts.ravel().take(place).reshape(3, 3, -1)
     values = values[:2] + values[1:]
     values = values[:, :2] + values[:, 1:]
     return np.asarray(values.reshape(4, -1).min(0) // 4)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ DEFAULT_BUDGET = 256 << 20
 
 CHUNK = 1 << 17
 """Logits that are compared at a time: 0.5 MB, which caches hold."""
+
+FEW = 8
+"""Candidates of a pixel that are compared one after the other rather than by argmax."""
 
 MOST_REMEMBERED = 10_000
 """Names of a list that is kept ready for the next image (of 384 numbers each: 35 MB)."""
@@ -238,6 +242,8 @@ def label_map(
     turns = -(-steps // max(1, cells // wide - 1) // threads)
     high = -(-steps // (turns * threads)) + 1  # all threads are done at the same time
     pixels = third // 64
+    # Threads that all make short steps wait for the interpreter at each; meanwhile others can do the long ones of the screen.
+    short_steps = BoundedSemaphore(threads if screen is None else -(-threads // 2))
 
     def fill(part: tuple[tuple[slice, slice, Axis], tuple[slice, slice, Axis]]) -> None:
         (down, cells_down, y), (across, cells_across, x) = part
@@ -248,9 +254,11 @@ def label_map(
         elif screen is None:
             logits = flat.T @ text.T
         else:
+            flat = np.ascontiguousarray(flat)  # it is read twice
             able = screen.names(flat, w, norm)
             logits, own = flat.T @ text[able].T, label[able]
-        best[down, across] = _best_labels(logits, w, own, y, x, third)
+        with short_steps:
+            best[down, across] = _best_labels(logits, w, own, y, x, third)
 
     in_threads(fill, [
         (down, across)
@@ -260,38 +268,30 @@ def label_map(
     return best
 
 
-def _candidates(
-    logits: Floats, cells: Indices, corners: tuple[Indices, Indices, Indices, Indices], best: Indices
-) -> tuple[Indices, Indices]:
+def _candidates(logits: Floats, corners: Indices, best: Indices) -> tuple[Indices, Indices]:
     """Find the names that can win somewhere in some cells.
 
     Args:
         logits: (h * w, N) float32.
-        cells: (M,) cells, increasing.
-        corners: Corners of every cell.
-        best: (h * w,) the name with the greatest logit.
+        corners: (4, M) corners of the cells.
+        best: (4, M) the names with the greatest logits there.
 
     Returns:
         (M + 1,) where the names of each cell begin in the second array, and the names, increasing in each cell.
     """
-    around = [corner[cells] for corner in corners]
-    rivals = [[logits[corner, best[other]] for corner in around] for other in around]  # only the best at a corner beat all that can lose
-    rivals = [rivals[0], rivals[3], rivals[1], rivals[2]]  # across the cell is who differs most
-    count, names = np.zeros(len(cells) + 1, np.intp), [np.empty(0, np.intp)]
+    rivals = logits[corners, best[:, None]]  # (4, 4, M): only the best at a corner beat all that can lose
+    count, names = np.zeros(corners.shape[1] + 1, np.intp), [np.empty(0, np.intp)]
     step = max(1, CHUNK // logits.shape[1])
-    for start in range(0, len(cells), step):
+    for start in range(0, corners.shape[1], step):
         part = slice(start, start + step)
-        values = [logits[corner[part]] for corner in around]
-        first = rivals[0]
-        unbeaten = values[0] >= first[0][part, None]
-        for value, rival in zip(values[1:], first[1:], strict=True):
-            unbeaten |= value >= rival[part, None]
-        alive = np.flatnonzero(unbeaten)
-        for others in rivals[1:]:
-            cell = alive // logits.shape[1]
-            alive = alive[np.any([value.ravel()[alive] >= rival[part][cell] for value, rival in zip(values, others, strict=True)], axis=0)]
+        values = logits[corners[:, part]]  # (4, m, N)
+        cells = values.shape[1]
+        alive = np.flatnonzero((values >= rivals[0][:, part, None]).any(0))
+        values = values.reshape(4, -1)
+        for rival in rivals[[3, 1, 2]]:  # across the cell is who differs most
+            alive = alive[(values.take(alive, 1) >= rival[:, part].take(alive // logits.shape[1], 1)).any(0)]
         cell, name = np.divmod(alive, logits.shape[1])
-        count[1 + start :][: len(values[0])] = np.bincount(cell, minlength=len(values[0]))
+        count[1 + start :][:cells] = np.bincount(cell, minlength=cells)
         names.append(name)
     return np.cumsum(count), np.concatenate(names)
 
@@ -302,43 +302,54 @@ def _rounded_up(counts: Indices) -> Indices:
     return np.asarray(-(-counts >> step) << step, np.intp)
 
 
+def _greatest(values: Floats) -> Indices:
+    """Find the first of the greatest values along the first axis, as argmax does, which is slow where there are few along it: (N,)."""
+    if len(values) > FEW:
+        return np.asarray(values.argmax(0))
+    winner, top = np.zeros(values.shape[1], np.intp), values[0]
+    for i, value in enumerate(values[1:], 1):
+        np.copyto(winner, i, where=value > top)
+        top = np.maximum(top, value)
+    return winner
+
+
 def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
     """Take the label of the greatest of N names, by their (h * w, N) logits interpolated at rows x columns."""
     corners = neighbours(len(logits), w)
     best = logits.argmax(1)
-    mixed = np.zeros(len(logits), bool)
-    for corner in corners[1:]:
-        mixed |= best[corner] != best
+    around = best[corners]
+    mixed = (around[1:] != best).any(0)
     result: Labels = label[best].reshape(-1, w)[rows.low].take(columns.low, axis=1).ravel()
 
     pixel = np.flatnonzero(mixed.reshape(-1, w)[rows.low].take(columns.low, axis=1))
     y, x = np.divmod(pixel, len(columns.low))
     cells = np.flatnonzero(mixed)
-    begin, names = _candidates(logits, cells, corners, best)
-    last = begin[1:] - 1
+    corners = corners[:, cells]
+    begin, names = _candidates(logits, corners, around[:, cells])
     room = _rounded_up(np.diff(begin))
-    place = (np.cumsum(mixed) - 1)[rows.low[y] * w + columns.low[x]]  # of each pixel's cell among the mixed ones
-    order = np.argsort(room[place] * len(cells) + place)  # the fewest candidates first, and cell by cell
-    pixel, place, y, x = pixel[order], place[order], y[order], x[order]
-    candidates = room[place]
+    order = np.argsort(room, kind="stable")  # the cells with the fewest candidates first
+    corners, room, begin, last = corners[:, order], room[order], begin[order], begin[1:][order] - 1
+    rank = np.empty(len(mixed), np.intp)
+    rank[cells[order]] = np.arange(len(cells))
+    place = rank[rows.low[y] * w + columns.low[x]]  # of each pixel's cell among these
+    candidates = room.astype(np.min_scalar_type(room.max(initial=0)))[place]
+    order = np.argsort(candidates, kind="stable")  # quick for small integers
+    pixel, place, y, x, candidates = pixel[order], place[order], y[order], x[order], candidates[order]
+    down, across = (np.stack([1 - axis.weight, axis.weight]) for axis in (rows, columns))
     start = 0
     while start < len(pixel):
         many = int(candidates[start])
         stop = int(np.searchsorted(candidates, many, side="right"))
-        stop = min(stop, start + max(1, budget // (48 * many)))
-        part, there = pixel[start:stop], place[start:stop]
-        fresh = np.diff(there, prepend=-1) != 0
-        those, here = there[fresh], np.cumsum(fresh) - 1  # the cells of these pixels, and which of them each pixel is in
-        name = names[np.minimum(begin[those][:, None] + np.arange(many), last[those][:, None])]  # (M, many): the last again and again
-        down, across = rows.weight[y[start:stop]], columns.weight[x[start:stop]]
-        weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across)
-        value = np.zeros((len(part), many), np.float32)
-        for corner, weight in zip(corners, weights, strict=True):
-            term = logits[corner[cells[those]][:, None], name].take(here, 0)
-            term *= weight[:, None]
-            value += term
-        result[part] = label[name[here, value.argmax(1)]]
-        start = stop
+        run = slice(start, min(stop, start + max(1, budget // (48 * many))))
+        here = place[run]
+        first = int(here.min())
+        those = slice(first, int(here.max()) + 1)
+        here = here - first
+        name = names[np.minimum(begin[those] + np.arange(many)[:, None], last[those])]  # (many, M): the last again and again
+        value = logits[corners[:, None, those], name].take(here, 2)  # (4, many, pixels)
+        value *= (down.take(y[run], 1)[:, None] * across.take(x[run], 1)).reshape(4, 1, -1)
+        result[pixel[run]] = label[name[_greatest(value.sum(0)), here]]
+        start = run.stop
     return result.reshape(len(rows.low), -1)
 
 

@@ -66,18 +66,15 @@ class Screen:
         return np.flatnonzero((counts >= least[:, None]).any(0))
 
 
-@lru_cache(maxsize=8)
 def neighbours(cells: int, columns: int) -> Indices:
     """Return the four corners of each cell of a grid, (4, cells); the last row and column are their own neighbours."""
     here = np.arange(cells)
     right = here + (here % columns < columns - 1)
     below = np.where(here + columns < cells, here + columns, here)
-    corners = np.stack([here, right, below, below + (right - here)])
-    corners.flags.writeable = False
-    return corners
+    return np.stack([here, right, below, below + (right - here)])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)  # the strips of an image have two sizes
 def _around(cells: int, columns: int) -> Indices:
     """Return for each cell of a grid its eight neighbours and itself, row by row: (9, cells); beyond the rim is the rim."""
     padded = np.pad(np.arange(cells).reshape(-1, columns), 1, mode="edge")

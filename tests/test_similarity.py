@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ovseg.similarity import DEFAULT_BUDGET, Grid, label_map, score_strips
+from ovseg.similarity import DEFAULT_BUDGET, FEW, Grid, _greatest, label_map, score_strips
 
 SCALE = 20.0
 TOLERANCE = 1e-5 * SCALE  # float32 arithmetic against float64
@@ -136,6 +136,12 @@ def test_scores_are_the_softmax_over_labels(case: Any, budget: int) -> None:
         np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
         row = rows.stop
     assert row == grid.image_size[0]
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 3, FEW, FEW + 1, 40])
+def test_the_greatest_of_few_is_found_as_argmax_finds_it(candidates: int) -> None:
+    values = np.random.default_rng(candidates).integers(-2, 3, (candidates, 500)).astype(np.float32)  # nearly all pixels have ties
+    assert np.array_equal(_greatest(values), values.argmax(0))
 
 
 def test_no_budget_at_all_is_enough() -> None:

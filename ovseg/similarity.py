@@ -10,6 +10,7 @@ worth a product.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -26,11 +27,11 @@ from ovseg.screen import FEWEST, Screen, neighbours
 DEFAULT_BUDGET = 256 << 20
 """Bytes of working memory, beyond the inputs and the answer."""
 
-CHUNK = 1 << 17
-"""Logits that are compared at a time: 0.5 MB, which caches hold."""
+CHUNK = 1 << 18
+"""Logits that are compared at a time: 1 MB, which caches hold."""
 
 FEW = 8
-"""Candidates of a pixel that are compared one after the other rather than by argmax."""
+"""Candidates of a pixel that are compared one after the other, for all pixels at once, rather than pixel after pixel."""
 
 MOST_REMEMBERED = 10_000
 """Names of a list that is kept ready for the next image (of 384 numbers each: 35 MB)."""
@@ -243,7 +244,7 @@ def label_map(
     high = -(-steps // (turns * threads)) + 1  # all threads are done at the same time
     pixels = third // 64
     # Threads that all make short steps wait for the interpreter at each; meanwhile others can do the long ones of the screen.
-    short_steps = BoundedSemaphore(threads if screen is None else -(-threads // 2))
+    short_steps = BoundedSemaphore(-(-threads // 2))
 
     def fill(part: tuple[tuple[slice, slice, Axis], tuple[slice, slice, Axis]]) -> None:
         (down, cells_down, y), (across, cells_across, x) = part
@@ -257,7 +258,7 @@ def label_map(
             flat = np.ascontiguousarray(flat)  # it is read twice
             able = screen.names(flat, w, norm)
             logits, own = flat.T @ text[able].T, label[able]
-        with short_steps:
+        with short_steps if screen is not None and len(own) < FEWEST else nullcontext():
             best[down, across] = _best_labels(logits, w, own, y, x, third)
 
     in_threads(fill, [
@@ -302,15 +303,37 @@ def _rounded_up(counts: Indices) -> Indices:
     return np.asarray(-(-counts >> step) << step, np.intp)
 
 
-def _greatest(values: Floats) -> Indices:
-    """Find the first of the greatest values along the first axis, as argmax does, which is slow where there are few along it: (N,)."""
-    if len(values) > FEW:
-        return np.asarray(values.argmax(0))
-    winner, top = np.zeros(values.shape[1], np.intp), values[0]
-    for i, value in enumerate(values[1:], 1):
-        np.copyto(winner, i, where=value > top)
-        top = np.maximum(top, value)
-    return winner
+def _winners(logits: Floats, corners: Indices, names: Indices, here: Indices, weights: Floats) -> Indices:
+    """Find the greatest of the interpolated logits of candidates, the first of equal ones.
+
+    Args:
+        logits: (h * w, N) float32.
+        corners: (4, M) corners of cells.
+        names: (M, many) candidates in these cells.
+        here: (P,) the cell that each pixel is in.
+        weights: (4, P) float32 of the corners.
+
+    Returns:
+        (P,) names.
+    """
+    many = names.shape[1]
+    if many > FEW:  # numpy is quick along the last axis where it is long, and slow where it is short
+        value = np.zeros((len(here), many), np.float32)
+        for corner, weight in zip(corners, weights, strict=True):
+            term = logits[corner[:, None], names].take(here, 0)
+            term *= weight[:, None]
+            value += term
+        winners: Indices = names[here, value.argmax(1)]
+        return winners
+    names = np.ascontiguousarray(names.T)
+    values = logits[corners[:, None], names].take(here, 2)  # (4, many, P)
+    values *= weights[:, None]
+    first, greatest = np.zeros(len(here), np.intp), np.full(len(here), -np.inf, np.float32)
+    for i, value in enumerate(values.sum(0)):
+        np.copyto(first, i, where=value > greatest)
+        np.maximum(greatest, value, out=greatest)
+    winners = names[first, here]
+    return winners
 
 
 def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axis, budget: int) -> Labels:
@@ -329,26 +352,25 @@ def _best_labels(logits: Floats, w: int, label: Labels, rows: Axis, columns: Axi
     room = _rounded_up(np.diff(begin))
     order = np.argsort(room, kind="stable")  # the cells with the fewest candidates first
     corners, room, begin, last = corners[:, order], room[order], begin[order], begin[1:][order] - 1
-    rank = np.empty(len(mixed), np.intp)
+    rank = np.empty(len(mixed), np.min_scalar_type(len(cells)))  # small integers are quickly sorted
     rank[cells[order]] = np.arange(len(cells))
     place = rank[rows.low[y] * w + columns.low[x]]  # of each pixel's cell among these
-    candidates = room.astype(np.min_scalar_type(room.max(initial=0)))[place]
-    order = np.argsort(candidates, kind="stable")  # quick for small integers
-    pixel, place, y, x, candidates = pixel[order], place[order], y[order], x[order], candidates[order]
+    order = np.argsort(place, kind="stable")
+    pixel, y, x, place = pixel[order], y[order], x[order], place[order].astype(np.intp)
+    candidates = room[place]
     down, across = (np.stack([1 - axis.weight, axis.weight]) for axis in (rows, columns))
     start = 0
     while start < len(pixel):
         many = int(candidates[start])
         stop = int(np.searchsorted(candidates, many, side="right"))
-        run = slice(start, min(stop, start + max(1, budget // (48 * many))))
+        size = min(budget // 48, CHUNK) if many > FEW else budget // 48
+        run = slice(start, min(stop, start + max(1, size // many)))
         here = place[run]
-        first = int(here.min())
-        those = slice(first, int(here.max()) + 1)
-        here = here - first
-        name = names[np.minimum(begin[those] + np.arange(many)[:, None], last[those])]  # (many, M): the last again and again
-        value = logits[corners[:, None, those], name].take(here, 2)  # (4, many, pixels)
-        value *= (down.take(y[run], 1)[:, None] * across.take(x[run], 1)).reshape(4, 1, -1)
-        result[pixel[run]] = label[name[_greatest(value.sum(0)), here]]
+        those = slice(here[0], here[-1] + 1)
+        here = here - here[0]
+        name = names[np.minimum(begin[those][:, None] + np.arange(many), last[those][:, None])]  # (M, many): the last again and again
+        weights = (down.take(y[run], 1)[:, None] * across.take(x[run], 1)).reshape(4, -1)
+        result[pixel[run]] = label[_winners(logits, corners[:, those], name, here, weights)]
         start = run.stop
     return result.reshape(len(rows.low), -1)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ovseg.similarity import DEFAULT_BUDGET, FEW, Grid, _greatest, label_map, score_strips
+from ovseg.similarity import DEFAULT_BUDGET, FEW, Grid, _winners, label_map, score_strips
 
 SCALE = 20.0
 TOLERANCE = 1e-5 * SCALE  # float32 arithmetic against float64
@@ -139,9 +139,14 @@ def test_scores_are_the_softmax_over_labels(case: Any, budget: int) -> None:
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 3, FEW, FEW + 1, 40])
-def test_the_greatest_of_few_is_found_as_argmax_finds_it(candidates: int) -> None:
-    values = np.random.default_rng(candidates).integers(-2, 3, (candidates, 500)).astype(np.float32)  # nearly all pixels have ties
-    assert np.array_equal(_greatest(values), values.argmax(0))
+def test_few_and_many_candidates_give_the_same_winner(candidates: int) -> None:
+    rng = np.random.default_rng(candidates)
+    logits = rng.integers(-1, 2, (30, 60)).astype(np.float32)  # nearly all pixels have ties
+    corners, names = rng.integers(0, 30, (4, 12)), np.sort(rng.permuted(np.tile(np.arange(60), (12, 1)), axis=1)[:, :candidates], axis=1)
+    here, weights = rng.integers(0, 12, 500), rng.integers(0, 3, (4, 500)).astype(np.float32)
+    value = np.einsum("cpn,cp->pn", logits[corners[:, here, None], names[here]], weights)
+    expected = names[here, value.argmax(1)]
+    assert np.array_equal(_winners(logits, corners, names, here, weights), expected)
 
 
 def test_no_budget_at_all_is_enough() -> None:

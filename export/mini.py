@@ -134,8 +134,8 @@ def export_image(state: dict[str, torch.Tensor], out: Path) -> float:
     import torch
     from safetensors.torch import save_file
 
-    from ovseg.loading import read_safetensors
     from ovseg.models.mini import build
+    from ovseg.network import read_safetensors
 
     weights = out / "image.safetensors"
     save_file({name: value.half().contiguous() for name, value in state.items()}, weights)

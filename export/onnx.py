@@ -32,14 +32,16 @@ import numpy as np
 from numpy.typing import NDArray
 from ovseg.export import quantise
 from ovseg.export.checkpoints import check_target, new_folder
-from ovseg.export.folder import Gate, Original, Task, needs_stand_in
+from ovseg.export.folder import Gate, Task, needs_stand_in
 from ovseg.export.report import BOUNDS, Report
+from ovseg.export.tower_graphs import Original
 
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, UnsupportedOperationError
 from ovseg.evaluation.datasets import Dataset
 from ovseg.evaluation.evaluate import evaluate
 from ovseg.hub import HubOptions
-from ovseg.loading import RANDOM, Request, load_model, locate, stand_in_tokens, torch_network
+from ovseg.loading import Request, load_model, locate
+from ovseg.network import RANDOM, stand_in_tokens, tokenizer_of, torch_network
 from ovseg.registry import ModelCard
 from ovseg.runtime.onnx import OnnxRuntime
 from ovseg.vocabulary import parse_templates, read_labels
@@ -141,13 +143,9 @@ def _check_kind(card: ModelCard, files: Mapping[str, Path]) -> None:
 
 def _original(card: ModelCard, files: dict[str, Path], request: Request) -> tuple[Original, dict[str, Path]]:
     """Build what the graphs are compared with."""
-    import importlib
-
     import torch
 
-    from ovseg.loading import MODULES
-
-    module, files = torch_network(card, files, request)
+    module, files = torch_network(card, files, request.weights, request.hub)
     if "text" in files:  # its text tower is a graph, and the only one
         from ovseg.file_tokenizer import file_tokenizer
 
@@ -158,9 +156,9 @@ def _original(card: ModelCard, files: dict[str, Path], request: Request) -> tupl
         embeddings: Floats = module.encode_text(torch.from_numpy(input_ids)).float().numpy()
         return embeddings
 
-    tokenize = stand_in_tokens
-    if not needs_stand_in(card, files, request.weights == RANDOM):
-        tokenize = importlib.import_module(f"ovseg.models.{MODULES[card.family]}").build_tokenizer(card.options, files)
+    if needs_stand_in(card, files, request.weights == RANDOM):
+        return Original(card, module, stand_in_tokens, encode), files
+    tokenize = tokenizer_of(card, files, request.weights, request.hub)
     return Original(card, module, tokenize, encode), files
 
 

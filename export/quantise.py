@@ -67,14 +67,14 @@ def whole_pixels(paths: Sequence[Path], preprocess: Preprocess, classify: Mappin
         yield preprocess.fitted(load_image(path), int(classify["size"]), str(classify["fit"]))
 
 
-def layers(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
-    """Name the layers of a graph.
+def inner_layers(model: onnx.ModelProto) -> list[str]:
+    """Name the layers of a graph that stand between others.
 
     Args:
         model: Its nodes have names.
 
     Returns:
-        The layers between others, and those at the ends, which no other comes before or none comes after.
+        All layers but those that no other comes before or none comes after.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     before: dict[str, bool] = {}  # value -> whether a layer was on the way to it
@@ -94,8 +94,7 @@ def layers(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
             last.add(node.name)
         for name in node.input:
             after[name] = after.get(name, False) or reached or node.name in marked
-    ends = [node.name for node, reached in found if not reached or node.name in last]
-    return [node.name for node, _ in found if node.name not in ends], ends
+    return [node.name for node, reached in found if reached and node.name not in last]
 
 
 def value_ranges(source: Path, values: Sequence[str], feeds: Iterable[Feeds]) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -171,7 +170,7 @@ def quantise(source: Path, target: Path, feeds: Iterable[Feeds], count: int) -> 
     from tqdm import tqdm
 
     model = onnx.load(source, load_external_data=False)
-    inner, _ = layers(model)
+    inner = inner_layers(model)
     if not inner:
         raise BackendError("The network has no layers between its first and its last to be int8. Export it in float32.")
     stored, names = {tensor.name for tensor in model.graph.initializer}, set(inner)

@@ -25,7 +25,8 @@ from ovseg.hints import Hints, Seeds, each_hints, one_hints
 from ovseg.hub import HubOptions
 from ovseg.image import ImageInput
 from ovseg.labels import Label
-from ovseg.loading import Request, Weights, load_model
+from ovseg.loading import Request, load_model
+from ovseg.network import Weights
 from ovseg.question import Question, tell_near
 from ovseg.refine import check_method, working_step
 from ovseg.refine import refine as refine_scores

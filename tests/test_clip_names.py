@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ovseg.errors import UnknownModelError, UnsupportedOperationError, WeightsError
-from ovseg.models.clip_names import QUICK, card_for, card_from_config, hub_location, name_of, names, parse_name, unsupported
+from ovseg.models.clip_names import QUICK, _table, card_for, card_from_config, hub_location, names, parse_name
 from ovseg.preprocess import Preprocess
 from ovseg.registry import cards
 from ovseg.templates import TEMPLATE_SETS
@@ -44,19 +44,22 @@ def _published() -> set[tuple[str, str]]:
 
 
 def test_names_are_a_bijection() -> None:
-    named = {pair: name_of(*pair) for pair in _published()}
-    assert len(set(named.values())) == len(named)
-    assert set(named.values()) == {*names(), *unsupported()}
-    assert len(names()) + len(unsupported()) == len(named)
-    for (tower, tag), name in named.items():
+    table, working = _table(), set(names())
+    assert {(tower.removesuffix(QUICK), tag) for tower, tag in table.values()} == _published()
+    assert len(table) == len(_published()) and working < set(table)
+    for name, pair in table.items():
         assert name == name.lower() and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name.startswith("clip-")
-        if name not in unsupported():
-            assert parse_name(name) in ((tower, tag), (tower + QUICK, tag))
+        if name in working:
+            assert parse_name(name) == pair
+        else:
+            with pytest.raises(UnsupportedOperationError):
+                parse_name(name)
 
 
 @pytest.mark.parametrize("pair", EXAMPLES)
 def test_examples(pair: tuple[str, str]) -> None:
-    assert name_of(*pair) == EXAMPLES[pair]
+    tower, tag = parse_name(EXAMPLES[pair])
+    assert (tower.removesuffix(QUICK), tag) == (pair[0].removesuffix(QUICK), pair[1])
 
 
 def test_activation_is_that_of_the_weights() -> None:
@@ -79,7 +82,7 @@ def test_unknown_names_say_what_comes_near() -> None:
     with pytest.raises(UnknownModelError, match="quickgelu-openai"):
         card_for("clip-vit-b16-quickgelu-openai")
     with pytest.raises(UnknownModelError, match="list_pretrained"):
-        name_of("ViT-B-16", "nobody")
+        card_for("clip-vit-b16-nobody")
 
 
 def test_towers_that_do_not_work_say_why() -> None:
@@ -143,7 +146,7 @@ def test_preprocessing_of_other_families() -> None:
 @pytest.mark.parametrize("name", sorted(name for name in cards() if cards()[name].family == "clip"))
 def test_written_cards_are_the_computed_ones(name: str) -> None:
     written = cards()[name]
-    computed = card_for(name_of(*written.source["open_clip"]))
+    (computed,) = [card_for(name) for name in names() if parse_name(name) == tuple(written.source["open_clip"])]
     for field in dataclasses.fields(written):
         if field.name not in ("name", "scores", "text"):
             assert getattr(written, field.name) == getattr(computed, field.name), field.name

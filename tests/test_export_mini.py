@@ -208,8 +208,8 @@ def test_nothing_is_written_when_a_check_fails(
 
 def test_the_shipped_image_tower_is_the_torch_module() -> None:
     torch = pytest.importorskip("torch")
-    from ovseg.loading import read_safetensors
     from ovseg.models.mini import build
+    from ovseg.network import read_safetensors
 
     folder = weights_folder(find_card("mini"))
     network = build({}, read_safetensors([folder / "image.safetensors"])).eval()

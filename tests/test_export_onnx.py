@@ -20,7 +20,8 @@ from PIL import Image
 import ovseg
 from ovseg.errors import BackendError, InvalidArgumentError, OutputError, UnsupportedOperationError, WeightsError
 from ovseg.hub import read_folder
-from ovseg.loading import RANDOM, Request
+from ovseg.loading import Request
+from ovseg.network import RANDOM
 from ovseg.registry import ModelCard, cards
 
 torch = pytest.importorskip("torch")

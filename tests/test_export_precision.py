@@ -17,7 +17,7 @@ from PIL import Image
 import ovseg
 from ovseg.cli import main
 from ovseg.errors import BackendError, InvalidArgumentError, WeightsError
-from ovseg.loading import RANDOM
+from ovseg.network import RANDOM
 from ovseg.registry import SEAL, cards, parse_card
 
 torch = pytest.importorskip("torch")
@@ -242,7 +242,7 @@ def test_layers_at_the_ends_are_found() -> None:
             above[i] = above[i].union(*(above[j] for j in above[i]))
         layers = [i for i in range(count) if ways[i][0]]
         ends = {i for i in layers if not above[i] & set(layers) or not any(i in above[j] for j in layers)}
-        assert quantise.layers(model) == ([f"n{i}" for i in layers if i not in ends], [f"n{i}" for i in layers if i in ends])
+        assert quantise.inner_layers(model) == [f"n{i}" for i in layers if i not in ends]
 
 
 def towers(folder: Path) -> Path:
@@ -302,7 +302,7 @@ def test_onnxruntimes_own_calibration_gives_the_same_graph(tmp_path: Path, examp
     kind, names = quantization.QuantType.QInt8, list(quantise.LAYERS)
     quantization.quantize_static(
         source, tmp_path / "theirs.onnx", Reader(), op_types_to_quantize=names, per_channel=True, activation_type=kind, weight_type=kind,
-        nodes_to_quantize=quantise.layers(onnx.load(source))[0],
+        nodes_to_quantize=quantise.inner_layers(onnx.load(source)),
         extra_options={
             "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": names,
         },

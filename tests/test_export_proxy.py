@@ -17,7 +17,8 @@ import pytest
 import ovseg
 from ovseg.cli import main
 from ovseg.errors import BackendError, UnsupportedOperationError
-from ovseg.loading import RANDOM, Request
+from ovseg.loading import Request
+from ovseg.network import RANDOM
 from ovseg.registry import cards, parse_card
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import ovseg
-from ovseg.loading import RANDOM, Request
+from ovseg.loading import Request
+from ovseg.network import RANDOM
 from ovseg.registry import cards
 
 pytest.importorskip("torch")

@@ -238,7 +238,8 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>login</html>", b"\x02" + bytes(7) + b"{}" + b"x", b"\x02" + bytes(7) + b"[]", WEIGHTS[:20]]
+    "content", [b"", b"<html>login</html>", b"\x02" + bytes(7) + b"{}" + b"x", b"\x02" + bytes(7) + b"[]", WEIGHTS[:20],
+                b"\x20" + bytes(7) + b'{"a": {"data_offsets": [0, 0]}}' + b" "],
 )
 def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.safetensors"

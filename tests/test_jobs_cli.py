@@ -11,6 +11,9 @@ from PIL import Image
 
 import ovseg
 from ovseg.cli import main
+from ovseg.commands import segment_folder
+from ovseg.jobs.folder import ENGINES
+from ovseg.jobs.summary import KINDS
 
 Captured = pytest.CaptureFixture[str]
 
@@ -26,6 +29,11 @@ def loaded(segmenter: ovseg.Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[
 
     monkeypatch.setattr("ovseg.segmenter.load", load)
     return calls
+
+
+def test_the_options_offer_all_that_a_folder_knows() -> None:
+    """The command repeats these names, so that its help need not import what does the work."""
+    assert (segment_folder.SUMMARIES, segment_folder.ENGINES) == (KINDS, ENGINES)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from synthetic import synthesise
 
 import ovseg
 from ovseg.errors import InvalidArgumentError, MissingDependencyError, OvsegError, UnknownModelError, WeightsError
-from ovseg.loading import MODULES, RANDOM, read_safetensors
+from ovseg.network import MODULES, RANDOM, read_safetensors
 from ovseg.registry import ModelCard, cards
 
 torch = pytest.importorskip("torch")
@@ -236,9 +236,9 @@ def test_headers_of_safetensors_have_a_limit(tmp_path: Path) -> None:
 
 
 def test_names_of_open_clip_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovseg import loading
+    from ovseg import loading, network
 
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(network, "find_spec", lambda name: None)
     for call in (lambda: ovseg.load("clip-rn50-openai"), loading.clip_names):
         with pytest.raises(MissingDependencyError, match="open_clip"):
             call()

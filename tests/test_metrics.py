@@ -106,15 +106,9 @@ def test_scikit_learn_agrees(example: Maps) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(maps(), st.integers(0, 8))
-def test_images_can_be_counted_in_parts_and_merged(example: Maps, row: int) -> None:
+def test_images_can_be_counted_in_parts(example: Maps, row: int) -> None:
     num_classes, truth, predicted = example
     whole = count(*example)
-    streamed, other = count(num_classes, truth[:row], predicted[:row]), ConfusionMatrix(num_classes)
-    other.update(truth[row:], predicted[row:])
-    other_before = other.counts
-    streamed.merge(other)
-    np.testing.assert_array_equal(streamed.counts, whole.counts)
-    np.testing.assert_array_equal(other.counts, other_before)
     in_turn = ConfusionMatrix(num_classes)
     in_turn.update(truth[:row], predicted[:row])
     in_turn.update(truth[row:], predicted[row:])
@@ -247,11 +241,6 @@ def test_bad_arrays_are_refused(truth: Any, predicted: Any, message: str) -> Non
 def test_the_number_of_classes_is_checked(num_classes: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="num_classes must be an integer"):
         ConfusionMatrix(num_classes)
-
-
-def test_only_matrices_of_the_same_classes_are_merged() -> None:
-    with pytest.raises(InvalidArgumentError, match="got 2 and 3 classes"):
-        ConfusionMatrix(2).merge(ConfusionMatrix(3))
 
 
 def test_the_counts_cannot_be_changed_from_outside() -> None:

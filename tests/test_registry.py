@@ -9,7 +9,7 @@ import pytest
 
 from ovseg import registry
 from ovseg.errors import OvsegError, UnknownModelError, WeightsError
-from ovseg.loading import MODULES
+from ovseg.network import MODULES
 from ovseg.preprocess import Preprocess
 from ovseg.registry import cards, find_card, parse_card, weights_folder
 from ovseg.vocabulary import parse_templates

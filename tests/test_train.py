@@ -422,7 +422,7 @@ def test_a_clip_is_trained_and_its_weights_stay_in_the_published_layout(
 def test_the_head_is_the_end_of_the_image_tower(name: str, inside: str, outside: str) -> None:
     import importlib
 
-    from ovseg.loading import MODULES
+    from ovseg.network import MODULES
     from ovseg.registry import find_card
 
     card = find_card(name)

@@ -28,7 +28,8 @@ from ovseg.evaluation.floor import Machine, Work, measure_device, measure_machin
 from ovseg.evaluation.peers import PEERS, Peer
 from ovseg.evaluation.probe import measure
 from ovseg.hub import parse_source
-from ovseg.loading import PROXYCLIP, RANDOM, card_of
+from ovseg.loading import card_of
+from ovseg.network import PROXYCLIP, RANDOM
 from ovseg.registry import ModelCard, cards
 from ovseg.segmenter import Segmenter, load
 

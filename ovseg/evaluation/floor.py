@@ -19,7 +19,7 @@ import numpy as np
 
 from ovseg.errors import MissingDependencyError
 from ovseg.evaluation.benchmark import Spread, seconds_of
-from ovseg.loading import MODULES
+from ovseg.network import MODULES
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.tiling import windows

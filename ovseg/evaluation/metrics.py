@@ -90,19 +90,6 @@ class ConfusionMatrix:
             counts += np.bincount(true * columns + guess, minlength=counts.size)
         self._counts += counts.reshape(self._counts.shape)
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another matrix, such as one filled by another process.
-
-        Raises:
-            InvalidArgumentError: If it has another number of classes.
-        """
-        if other.num_classes != self.num_classes:
-            raise InvalidArgumentError(
-                "Only matrices with the same classes can be merged; "
-                f"got {self.num_classes} and {other.num_classes} classes."
-            )
-        self._counts += other._counts
-
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""

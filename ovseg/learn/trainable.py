@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.errors import InvalidArgumentError, UnsupportedOperationError
-from ovseg.loading import Request, Weights, load_model, locate
+from ovseg.loading import Request, load_model, locate
 from ovseg.models.mini import MiniNetwork
+from ovseg.network import Weights
 from ovseg.preprocess import Preprocess
 from ovseg.registry import ModelCard
 from ovseg.segmenter import Segmenter

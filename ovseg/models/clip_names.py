@@ -86,23 +86,6 @@ def _table() -> Mapping[str, tuple[str, str]]:
     return MappingProxyType(table)
 
 
-def name_of(tower: str, pretrained: str) -> str:
-    """Return the name of weights that open_clip lists.
-
-    Args:
-        tower: open_clip's name of the architecture, with or without "-quickgelu".
-        pretrained: open_clip's name of the weights.
-
-    Raises:
-        UnknownModelError: If open_clip does not list them.
-    """
-    name = _merge(tower, pretrained)
-    found = _table().get(name)
-    if found is None or (found[0].removesuffix(QUICK), found[1]) != (tower.removesuffix(QUICK), pretrained):
-        raise UnknownModelError(f"open_clip lists no weights {pretrained!r} of {tower!r}; see open_clip.list_pretrained().")
-    return name
-
-
 def _config(tower: str) -> dict[str, Any]:
     from open_clip.factory import get_model_config
 
@@ -143,11 +126,6 @@ def _kind(vision: Mapping[str, Any]) -> str:
 def names() -> list[str]:
     """Return every name that works, in open_clip's order."""
     return [name for name, (tower, _) in _table().items() if not obstacle(_config(tower))]
-
-
-def unsupported() -> Mapping[str, str]:
-    """Return the names that open_clip lists and that do not work here -> why."""
-    return {name: reason for name, (tower, _) in _table().items() if (reason := obstacle(_config(tower)))}
 
 
 def parse_name(name: str) -> tuple[str, str]:

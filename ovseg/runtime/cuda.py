@@ -7,6 +7,8 @@ CUDA's runtime statically. Not yet run on a GPU: the tests drive it with a stand
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +19,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError
+
+
+def has_nvidia_gpu() -> bool:
+    """Ask the driver, without loading CUDA's libraries, whether there is a GPU."""
+    if sys.platform == "darwin":
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
 
 
 @dataclass(frozen=True)

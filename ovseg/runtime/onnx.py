@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ovseg.errors import BackendError, InvalidArgumentError, MissingDependencyError, WeightsError
 from ovseg.positions import PositionTable, of_image
+from ovseg.runtime.cuda import has_nvidia_gpu
 from ovseg.runtime.onnx_label_map import DeviceFeatures, LabelMapper
 from ovseg.similarity import Axis, Indices, Labels
 
@@ -47,21 +47,6 @@ def check_installation() -> None:
         )
     if not found and find_spec("onnxruntime") is None:  # other builds have names of their own
         raise MissingDependencyError("onnxruntime is missing: pip install onnxruntime (or onnxruntime-gpu).")
-
-
-def has_nvidia_gpu() -> bool:
-    """Ask the driver, without loading CUDA's libraries, whether there is a GPU."""
-    import ctypes
-    import sys
-
-    if sys.platform == "darwin":
-        return False
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except (OSError, AttributeError):
-        return False
 
 
 @contextlib.contextmanager

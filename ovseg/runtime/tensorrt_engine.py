@@ -16,8 +16,7 @@ from typing import Any
 
 from ovseg.errors import BackendError, MissingDependencyError, WeightsError
 from ovseg.integrity import sha256_of
-from ovseg.runtime.cuda import Gpu
-from ovseg.runtime.onnx import has_nvidia_gpu
+from ovseg.runtime.cuda import Gpu, has_nvidia_gpu
 
 logger = logging.getLogger(__name__)
 

@@ -93,7 +93,7 @@ def load(
         device: "cpu", "cuda" or with torch any of its devices; None takes a GPU if there is one that works.
         dtype: "float32", "float16" or "bfloat16", with torch only; None is "float32".
         threads: CPU threads; None for the runtime's own choice. With torch this sets the threads of the whole process.
-        compile: Whether to compile the network with torch.compile: faster on a GPU, after a first image that takes a minute.
+        compile: Whether torch.compile makes the kernels, once for all sizes: faster on a GPU, after a first image that takes a minute.
         readout: How dense features are read out of a CLIP or TIPS tower ("naclip", "maskclip", "value", ...); None for the card's.
         proxy: With readout="proxyclip", the timm name of the network whose features give the attention.
         weights: Your own weights in the published layout: a .safetensors file, several, or a mapping of tensors; None fetches the

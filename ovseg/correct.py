@@ -98,10 +98,16 @@ class Corrected:
             scores -= scores.max(0)
             np.exp(scores, out=scores)
             scores *= between(between(self.total[lines], y, 0), across, 1) / scores.sum(0)
-            self._set_painted(rows, np.minimum(scores, np.float32(1), out=scores))
+            self.set_painted(rows, np.minimum(scores, np.float32(1), out=scores))
             yield rows, scores
 
-    def _set_painted(self, rows: slice, scores: Floats) -> None:
+    def set_painted(self, rows: slice, scores: Floats) -> None:
+        """Give painted pixels the score 1 for what they were said to be, and 0 for all else.
+
+        Args:
+            rows: Of the image, from one to another.
+            scores: (L, rows, W) float32 in [0, 1]; changed in place.
+        """
         width = self.cells.image_size[1]
         low, high = np.searchsorted(self.seeds.pixels, (rows.start * width, rows.stop * width))
         certain = self.seeds.weights[low:high] == 1

@@ -86,6 +86,10 @@ class Hints:
         for label, value in _items(strokes, "scribbles"):
             if isinstance(value, np.ndarray) and value.dtype == bool:
                 marks.append(_painted(label, value))
+            elif isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] != 2:
+                raise InvalidArgumentError(
+                    f"The painted pixels of {label!r} must be a bool array (H, W); got {value.dtype} {value.shape}. Write `array > 0`."
+                )
             else:
                 marks += [Mark("scribble", label, points, radius) for points in _several(value, "scribble", label)]
         return cls(marks)

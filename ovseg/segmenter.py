@@ -280,7 +280,10 @@ class Segmenter:
         strips = question.answered(self._row_strips(answer, question)) if hinted is None else hinted.strips()
         if asked.refine is not None:
             dense = decide.gather(strips, rules.count + question.others, size)
-            strips = decide.cut(self._refined(dense, answer, asked.refine))
+            refined = self._refined(dense, answer, asked.refine)
+            if hinted is not None:
+                hinted.set_painted(slice(0, size[0]), refined)
+            strips = decide.cut(refined)
         return decide.decide(strips, size, rules, scores=asked.scores, confidence=asked.confidence)
 
     def _read(self, question: Question) -> tuple[Question, Any]:

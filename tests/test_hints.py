@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.draw import polygon2mask
@@ -55,10 +56,10 @@ def test_stroke_is_all_that_is_near_its_line(points, radius):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 320), st.integers(0, 240)), min_size=3, max_size=7, unique=True))
+@given(st.lists(st.tuples(st.integers(0, 319), st.integers(0, 239)), min_size=3, max_size=7, unique=True))
+@example([(0, 0), (41, 50), (191, 120)])
 def test_polygon_holds_the_pixels_whose_centre_is_inside(corners):
-    points = [(x / 8 + 0.01, y / 8 + 0.013) for x, y in corners]  # no edge runs through a centre
-    points = [(min(x, 40), min(y, 30)) for x, y in points]
+    points = [(x / 8 + 0.01 * math.sqrt(2), y / 8 + 0.01 * math.sqrt(3)) for x, y in corners]  # no edge runs through a centre
     mask = drawn(Hints.polygons({"cat": [points]}), (30, 40)) == 3
     expected = polygon2mask((30, 40), [(y - 0.5, x - 0.5) for x, y in points])
     if expected.any():
@@ -142,6 +143,7 @@ def test_value():
         (lambda: Hints.scribbles({"dog": [[]]}), "empty"),
         (lambda: Hints.scribbles({"dog": np.zeros((4, 4), bool)}), "at least one"),
         (lambda: Hints.scribbles({"dog": np.zeros((4, 4, 3), bool)}), "array"),
+        (lambda: Hints.scribbles({"dog": np.ones((4, 4), np.uint8)}), "bool array"),
         (lambda: Hints.clicks({"dog": 3}), "points"),
         (lambda: Hints.clicks({"dog": "here"}), "numbers|points"),
         (lambda: Hints.clicks({"dog": (1, 2, 3)}), "points"),

@@ -48,6 +48,15 @@ def test_synonyms_and_background_words_can_be_pointed_at(seg, image):
     assert result.segmentation[30, 30] == 2 and result.segmentation[30, 200] == result.ignore_index
 
 
+@pytest.mark.parametrize("refine", [None, "guided", "crf", "pamr"])
+def test_painted_pixels_keep_their_label_whatever_comes_after(seg, image, refine):
+    painted = np.random.default_rng(0).random(image.shape[:2]) < 0.02  # single pixels, which a refiner would smooth away
+    painted &= seg.segment(image, LABELS).segmentation != 1
+    result = seg.segment(image, LABELS, hints=Hints.scribbles({"flag": painted}), refine=refine, scores=True)
+    assert (result.segmentation[painted] == 1).all()
+    assert (result.scores[:, painted] == np.array([[0], [1], [0]])).all()
+
+
 def test_tags_are_soft(seg, image):
     features = seg.encode_image(image)
     free = seg.segment(features, LABELS).coverage()

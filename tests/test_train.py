@@ -160,6 +160,13 @@ def test_supervision_that_does_not_exist_is_refused(folder: Path, kind: object) 
         read_examples(folder, kind)  # type: ignore[arg-type]
 
 
+def test_nothing_is_made_of_masks_that_are_not_there(folder: Path) -> None:
+    (folder / "labels").rename(folder / "masks")
+    assert len(read_examples(folder)) == 4
+    with pytest.raises(DatasetError, match="no labels/ with full masks to make tags"):
+        read_examples(folder, {"full": 0.5, "tags": 0.5})
+
+
 def test_thin_strokes_survive_shrinking() -> None:
     labels = np.full((100, 120), 255, np.uint8)
     labels[51, 10:110] = 2
@@ -370,6 +377,9 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, object]) -> 
     (["--supervision", "full=0.5,dots=0.5"], "'dots'"),
     (["-m", "clipseg-rd64", "--weights", "random"], "label by label"),
     (["--pooling", "mean"], "pooling"),
+    (["--share", "2"], "share must be in (0, 1]"),
+    (["-o", __file__], "is no folder"),
+    (["-o", f"{__file__}/out"], "is no folder"),
 ])  # fmt: skip
 def test_the_command_says_what_is_wrong(folder: Path, tmp_path: Path, arguments: list[str], message: str, capsys: object) -> None:
     from ovseg.cli import main

@@ -15,8 +15,9 @@ from ovseg.commands.tables import coverage_table
 from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.hints import Hints
 from ovseg.jobs.frames import is_video
-from ovseg.jobs.writing import FORMATS, SUFFIX_OF, make_folder, write_result
+from ovseg.jobs.writing import FORMATS, SUFFIX_OF, write_result
 from ovseg.output.files import PICTURES, check_overwrites
+from ovseg.output.folders import make_folder
 from ovseg.refine import METHODS
 from ovseg.vocabulary import parse_labels
 

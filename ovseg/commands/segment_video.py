@@ -128,7 +128,8 @@ def _write_video(path: Path, frames: Iterator[SegmentedFrame], rate: float, work
 
 def _write_folder(folder: Path, frames: Iterator[SegmentedFrame], formats: list[str], workers: int) -> None:
     from ovseg.jobs.overlap import in_order
-    from ovseg.jobs.writing import SUFFIX_OF, make_folder, write_result
+    from ovseg.jobs.writing import SUFFIX_OF, write_result
+    from ovseg.output.folders import make_folder
 
     make_folder(folder)
 

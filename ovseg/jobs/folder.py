@@ -19,7 +19,8 @@ from ovseg.jobs.manifest import MANIFEST, Manifest, Record
 from ovseg.jobs.overlap import in_order, share_cores
 from ovseg.jobs.summary import KINDS, SUMMARIES, check_summary, total_coverage, write_summary
 from ovseg.jobs.task import Loader, Task, clear_staging, fixed_labels, loader_of, stamp_of
-from ovseg.jobs.writing import FORMATS, make_folder
+from ovseg.jobs.writing import FORMATS
+from ovseg.output.folders import make_folder
 from ovseg.result import Segmentation
 from ovseg.segmenter import DEFAULT_MODEL, Segmenter, SegmentOptions
 from ovseg.vocabulary import Labels

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ovseg.errors import InvalidArgumentError, InvalidImageError
 from ovseg.image import IMAGE_SUFFIXES
-from ovseg.jobs.writing import SUFFIX_OF, check_folder
+from ovseg.jobs.writing import SUFFIX_OF
+from ovseg.output.folders import check_folder
 
 
 @dataclass(frozen=True)

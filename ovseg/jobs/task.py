@@ -19,7 +19,8 @@ import numpy as np
 from ovseg.errors import InvalidArgumentError, OutputError, OvsegError
 from ovseg.jobs.images import Item
 from ovseg.jobs.manifest import Record
-from ovseg.jobs.writing import make_folder, write_result
+from ovseg.jobs.writing import write_result
+from ovseg.output.folders import make_folder
 from ovseg.output.render import count_pixels
 from ovseg.result import Segmentation
 from ovseg.segmenter import Segmenter, SegmentOptions, load

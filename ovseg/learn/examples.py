@@ -95,7 +95,7 @@ def read_examples(
 
     Raises:
         DatasetError: If the folder is not laid out so.
-        InvalidArgumentError: If a kind does not exist or a part is negative.
+        InvalidArgumentError: If a kind does not exist, a part is negative, or `share` is not in (0, 1].
     """
     parts = {supervision: 1.0} if isinstance(supervision, str) else dict(supervision)
     for kind, part in parts.items():
@@ -108,7 +108,12 @@ def read_examples(
     images, labels = _files(folder / "images", None), _files(folder / "labels", (".png",))
     hints = _files(folder / "hints", (".json", ".png"))
     if not images:
-        raise DatasetError(f"{folder} has no images/ with images. {(__doc__ or '').split(chr(10), 1)[0]}")
+        raise DatasetError(f"{folder} has no images/ with images. A folder to train on holds images/, labels.txt, and labels/ or hints/.")
+    if not labels and any(part for kind, part in parts.items() if kind != "full"):
+        made = ", ".join(kind for kind in parts if kind != "full")
+        raise DatasetError(f"{folder} has no labels/ with full masks to make {made} from. Leave supervision out: hints/ count as they are.")
+    if not 0 < share <= 1:
+        raise InvalidArgumentError(f"share must be in (0, 1]; got {share!r}.")
     if strays := sorted((labels.keys() | hints.keys()) - images.keys()):
         raise DatasetError(f"{strays[0]!r} in labels/ or hints/ of {folder} has no image of that name in images/. Remove or rename it.")
     words = read_names(folder)

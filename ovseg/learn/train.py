@@ -30,6 +30,7 @@ from ovseg.learn.objective import Objective, Seen, image_losses
 from ovseg.learn.supervision import IGNORE, Supervision
 from ovseg.learn.trainable import Trainable
 from ovseg.output.files import write_atomically
+from ovseg.output.folders import make_folder
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -115,6 +116,7 @@ def train(
 
     Raises:
         DatasetError: If there are no examples, or nothing is known of any.
+        OutputError: If `out` cannot be made.
         InvalidArgumentError: If `out` holds a training with other settings.
     """
     from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
@@ -122,7 +124,7 @@ def train(
     settings = settings or Settings()
     if not examples:
         raise DatasetError("There are no images to train on.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     words = model.words(examples[0].labels)
     start = model.copy_of_network() if settings.objective.weight("keep") > 0 else None
     parameters = list(model.trained().values())
@@ -266,7 +268,7 @@ class FeatureStore:
         self._model, self._size = model, size
         self._folder = None if folder is None else folder / f"{_frozen_hash(model)}-{size}"
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
 
     def __call__(self, example: Example, image: NDArray[np.uint8]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
         """Return what the head takes of an image, and the (height, width) that the network sees."""
@@ -315,7 +317,7 @@ def branch(source: Path, target: Path, model: Trainable, examples: Sequence[Exam
     state = torch.load(source / CHECKPOINT, map_location=model.device, weights_only=True)
     if state["step"] > settings.phase:
         raise InvalidArgumentError(f"The training in {source} is at step {state['step']}, beyond the first phase ({settings.phase}).")
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     with write_atomically(target / CHECKPOINT) as file:
         torch.save({**state, "identity": _identity(model, examples, settings)}, file)
 
